@@ -1,0 +1,1 @@
+"""Stages as plain functions over tensors and opened artifacts; runs without Prefect."""

@@ -1,0 +1,1 @@
+"""Where bytes live: keys, artifacts, activations, tables, checkpoints. Imports neither torch nor Prefect."""
