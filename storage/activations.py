@@ -1,0 +1,194 @@
+"""Cached activations: one Zarr v3 array (image, token, channel) per artifact, written in whole shards.
+
+A shard is the unit of writing and of resuming, a chunk the unit of reading. Chunks carry a crc32c, so a
+flipped byte is an error and not a number; a shard that was never written reads as NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+from zarr.codecs import BytesCodec, Crc32cCodec
+
+from storage.artifacts import Artifact
+from storage.errors import UserError
+
+ActivationDtype = Literal["float16", "bfloat16"]
+
+ARRAY = "activations.zarr"
+DIMENSIONS = ("image", "token", "channel")
+_CHUNK_BYTES = 2_500_000
+_SHARD_BYTES = 200_000_000
+# Zarr has no bfloat16: its bits are stored as uint16 and the attribute `dtype` says so.
+_BFLOAT16_NAN = 0x7FC0
+_EXPONENT_BITS = {"float16": 0x7C00, "bfloat16": 0x7F80}
+
+
+@dataclass(frozen=True)
+class ActivationTemplate:
+    """The array before it has data: the shape decides chunks and shards, and so the parts of the work."""
+
+    n_images: int
+    tokens_per_image: int
+    width: int
+    dtype: ActivationDtype
+    chunk_images: int
+    chunks_per_shard: int
+
+    @classmethod
+    def plan(
+        cls, n_images: int, tokens_per_image: int, width: int, dtype: ActivationDtype
+    ) -> ActivationTemplate:
+        """Chunks of about 2.5 MB and shards of about 200 MB, and at least eight shards where there are
+        enough images, so that small data sets resume too."""
+        image_bytes = tokens_per_image * width * 2
+        chunk_images = max(1, _CHUNK_BYTES // image_bytes)
+        n_chunks = math.ceil(n_images / chunk_images)
+        chunks_per_shard = max(1, _SHARD_BYTES // (chunk_images * image_bytes))
+        return cls(
+            n_images,
+            tokens_per_image,
+            width,
+            dtype,
+            chunk_images,
+            max(1, min(chunks_per_shard, n_chunks // 8)),
+        )
+
+    @property
+    def shard_images(self) -> int:
+        return self.chunk_images * self.chunks_per_shard
+
+    @property
+    def n_shards(self) -> int:
+        return math.ceil(self.n_images / self.shard_images)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the data on disk, without the few per cent of indexes."""
+        return self.n_images * self.tokens_per_image * self.width * 2
+
+    def shard_range(self, shard: int) -> range:
+        """The images of a shard."""
+        return range(shard * self.shard_images, min((shard + 1) * self.shard_images, self.n_images))
+
+
+def check_finite(bits: np.ndarray, dtype: ActivationDtype, where: str) -> None:
+    """Refuses values the stored dtype cannot hold.
+
+    Raises UserError naming `where` (the layer). `bits` is uint16, any shape.
+    """
+    exponent = np.uint16(_EXPONENT_BITS[dtype])
+    if ((bits & exponent) == exponent).any():
+        raise UserError(
+            f"{where}: activations do not fit {dtype}; set the backbone's extract.dtype to "
+            f"{'bfloat16, which has the range of float32' if dtype == 'float16' else 'float16 or check the weights for NaN'}."
+        )
+
+
+class ActivationWriter:
+    """Writes whole shards. Several writers may work on different shards at once."""
+
+    def __init__(self, folder: Path, template: ActivationTemplate, attributes: Mapping[str, Any]) -> None:
+        self.folder = folder / ARRAY
+        self.template = template
+        if not (self.folder / "zarr.json").is_file():
+            self._create(attributes)
+        self._array: zarr.Array = zarr.open_array(self.folder, mode="r+")
+
+    def _create(self, attributes: Mapping[str, Any]) -> None:
+        t = self.template
+        is_float16 = t.dtype == "float16"
+        zarr.create_array(
+            store=self.folder,
+            shape=(t.n_images, t.tokens_per_image, t.width),
+            chunks=(t.chunk_images, t.tokens_per_image, t.width),
+            shards=(t.shard_images, t.tokens_per_image, t.width),
+            dtype="float16" if is_float16 else "uint16",
+            fill_value=float("nan") if is_float16 else _BFLOAT16_NAN,
+            compressors=[Crc32cCodec()],
+            serializer=BytesCodec(),
+            dimension_names=DIMENSIONS,
+            attributes={**attributes, "dtype": t.dtype},
+            config={"write_empty_chunks": True},
+            overwrite=True,
+        )
+
+    def metadata_file(self) -> Path:
+        return self.folder / "zarr.json"
+
+    def shard_file(self, shard: int) -> Path:
+        return self.folder / "c" / str(shard) / "0" / "0"
+
+    def write(self, start: int, values: np.ndarray) -> Path:
+        """Writes one whole shard and returns its file.
+
+        `values`: [images, tokens, channels], float16, or uint16 bits of bfloat16. Raises ValueError if
+        `values` is not exactly one shard: two writers of one shard would overwrite each other.
+        """
+        shard, offset = divmod(start, self.template.shard_images)
+        expected = self.template.shard_range(shard)
+        if offset or len(values) != len(expected):
+            raise ValueError(
+                f"images {start} to {start + len(values)} are not one whole shard "
+                f"({expected.start} to {expected.stop}): two writers would race on it"
+            )
+        self._array[expected.start : expected.stop] = values.view(self._array.dtype)
+        return self.shard_file(shard)
+
+
+class Activations:
+    """The cached activations of one artifact, read only.
+
+    `read` returns float16, or uint16 bits when `dtype` is `bfloat16`.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        self._array: zarr.Array = zarr.open_array(artifact.path / ARRAY, mode="r")
+        self.attributes: dict[str, Any] = dict(self._array.attrs)
+        self.dtype: ActivationDtype = self.attributes["dtype"]
+        self.n_images, self.tokens_per_image, self.width = self._array.shape
+        self.chunk_images: int = self._array.chunks[0]
+        self.shard_images: int = (self._array.shards or self._array.chunks)[0]
+        self.n_prefix_tokens: int = self.attributes["n_prefix_tokens"]
+
+    @property
+    def n_shards(self) -> int:
+        return math.ceil(self.n_images / self.shard_images)
+
+    def shard_range(self, shard: int) -> range:
+        return range(shard * self.shard_images, min((shard + 1) * self.shard_images, self.n_images))
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Images `start` to `stop`: [images, tokens, channels]. Raises UserError naming a damaged shard."""
+        try:
+            return np.asarray(self._array[start:stop])
+        except (ValueError, OSError) as error:
+            shards = range(start // self.shard_images, -(-stop // self.shard_images))
+            files = ", ".join(str(self.artifact.path / ARRAY / "c" / str(s) / "0" / "0") for s in shards)
+            raise UserError(
+                f"{files}: damaged ({error}); `patchsae verify --discard` drops what is damaged and the "
+                "next run computes that again."
+            ) from error
+
+    def chunk_ranges(self, start: int, stop: int) -> list[range]:
+        """The chunks that cover images `start` to `stop`, cut to that range."""
+        first = start // self.chunk_images
+        last = -(-stop // self.chunk_images)
+        return [
+            range(max(start, c * self.chunk_images), min(stop, (c + 1) * self.chunk_images))
+            for c in range(first, last)
+        ]
+
+
+def to_float32(values: np.ndarray, dtype: ActivationDtype) -> np.ndarray:
+    """Stored values as float32, exactly. `values`: float16, or uint16 bits of bfloat16."""
+    if dtype == "float16":
+        return values.astype(np.float32)
+    return (values.astype(np.uint32) << 16).view(np.float32)

@@ -1,0 +1,74 @@
+"""The file operations everything else is built from: they survive SIGKILL and say when the disk is full."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from storage.errors import UserError
+
+_TEMPORARY = ".tmp"
+
+
+def sync_file(path: Path) -> None:
+    """Forces a file's content, written by whatever library, onto the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
+    """Makes `path` hold `data`, or leaves it as it was: temporary file, fsync, rename, fsync of the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_file(path.parent)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Deletes what a killed `write_atomic` or Zarr write left behind. Call it under the folder's lock only."""
+    for pattern in (f".*{_TEMPORARY}", "*.partial"):
+        for leftover in folder.rglob(pattern):
+            leftover.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def lock(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Holds an exclusive lock that dies with this process; calls `on_wait` once if another process has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if on_wait is not None:
+                on_wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def explaining_full_disk(folder: Path) -> Iterator[None]:
+    """Turns "no space left" from any library into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"{folder}: the disk is full; free some space (`patchsae gc` lists what no experiment "
+                "needs) and run the same command again, finished parts are kept."
+            ) from error
+        raise

@@ -1,0 +1,99 @@
+"""Which parts of an unfinished artifact are done: one small file per part, written after the part's data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from storage.atomic import sync_file, write_atomic
+from storage.keys import canonical_json, digest_file, digest_json
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file of an artifact: path relative to its folder, size in bytes, sha256."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, root: Path, path: Path) -> FileRecord:
+        return cls(path.relative_to(root).as_posix(), path.stat().st_size, digest_file(path))
+
+    def has_right_size(self, root: Path) -> bool:
+        path = root / self.path
+        return path.is_file() and path.stat().st_size == self.bytes
+
+
+class Ledger:
+    """The parts of the artifact in `root` that are on the disk for good.
+
+    An entry is written only after the part's files were forced to the disk, so it never speaks of data a
+    crash can lose. An entry that was edited, or whose files have another size, counts as missing.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.folder = root / "ledger"
+
+    def _entry(self, part: int) -> Path:
+        return self.folder / f"part-{part:06d}.json"
+
+    def record(self, part: int, files: Sequence[Path], values: dict[str, Any] | None = None) -> None:
+        """Marks `part` as done. `values` are small results the stage needs again when it finishes."""
+        for path in files:
+            sync_file(path)
+            sync_file(path.parent)
+        body = {
+            "part": part,
+            "files": [vars(FileRecord.of(self.root, path)) for path in files],
+            "values": values or {},
+        }
+        write_atomic(self._entry(part), canonical_json({**body, "digest": digest_json(body)}).encode())
+
+    def _read(self, part: int) -> dict[str, Any] | None:
+        try:
+            entry = json.loads(self._entry(part).read_bytes())
+            claimed = entry.pop("digest")
+        except (FileNotFoundError, json.JSONDecodeError, KeyError, AttributeError):
+            return None
+        return entry if claimed == digest_json(entry) else None
+
+    def files(self, part: int) -> list[FileRecord]:
+        """The files of a part; empty if the part is not done."""
+        entry = self._read(part)
+        return [FileRecord(**file) for file in entry["files"]] if entry else []
+
+    def values(self, part: int) -> dict[str, Any]:
+        """What `record` was given for a part. Raises KeyError if the part is not done."""
+        entry = self._read(part)
+        if entry is None:
+            raise KeyError(part)
+        values: dict[str, Any] = entry["values"]
+        return values
+
+    def is_done(self, part: int) -> bool:
+        entry = self._read(part)
+        if entry is None:
+            return False
+        return all(FileRecord(**file).has_right_size(self.root) for file in entry["files"])
+
+    def missing(self, n_parts: int) -> list[int]:
+        """The parts still to do, in order."""
+        return [part for part in range(n_parts) if not self.is_done(part)]
+
+    def n_done(self) -> int:
+        """How many parts are done; used where the number of parts is not known (a plan)."""
+        return sum(self.is_done(int(path.stem.split("-")[1])) for path in self.folder.glob("part-*.json"))
+
+    def forget(self, file: str) -> None:
+        """Makes the part that wrote `file` (a path relative to the artifact) be done again."""
+        for path in self.folder.glob("part-*.json"):
+            part = int(path.stem.split("-")[1])
+            entry = self._read(part)
+            if entry is None or any(record["path"] == file for record in entry["files"]):
+                path.unlink(missing_ok=True)
