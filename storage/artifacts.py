@@ -274,6 +274,13 @@ class Store:
             return str(json.loads((folder / _MANIFEST).read_bytes())["key"])
         return folder.name
 
+    def free_bytes(self) -> int:
+        """Space left where the store is, or will be."""
+        folder = self.root
+        while not folder.exists():
+            folder = folder.parent
+        return shutil.disk_usage(folder).free
+
     def record_experiment(self, name: str, artifacts: Mapping[str, tuple[str, str]]) -> None:
         """Notes which (stage, key) each address of a named experiment stands for; `gc` keeps those."""
         write_atomic(

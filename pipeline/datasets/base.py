@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from PIL import Image
+
+from pipeline.config import Config
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,10 @@ class Dataset(Protocol):
         """Names in label order, `len == n_classes`; names may repeat."""
         ...
 
+    def templates(self) -> list[str]:
+        """Prompts that suit these classes, each with one `{}` for the class name."""
+        ...
+
     def records(self) -> Sequence[Record]:
         """Every image, in an order that depends on the config and the source alone."""
         ...
@@ -47,5 +53,15 @@ class Dataset(Protocol):
 
     def fingerprint(self) -> str:
         """A cheap sign of the source's present state (sizes and times of files); it changes when the
-        source may have changed. Constant for generated data."""
+        source may have changed. Constant for generated data. Raises UserError if the source is not there."""
         ...
+
+
+class DatasetConfig(Config):
+    """Base of dataset configs; a subclass adds `kind: Literal[...] = ...` and `build`."""
+
+    on_corrupt: Literal["exclude", "error"] = "exclude"
+    """Images that cannot be decoded: list them in the table `corrupt_images` and go on, or stop."""
+
+    def build(self) -> Dataset:
+        raise NotImplementedError
