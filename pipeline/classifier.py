@@ -8,15 +8,16 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+from open_clip import OPENAI_IMAGENET_TEMPLATES
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pipeline.backbones.base import BackboneConfig
 from pipeline.config import Config
 from pipeline.datasets.base import DatasetConfig
-from pipeline.imagenet_templates import IMAGENET_TEMPLATES
 from pipeline.stage import Inputs, Runtime, Stage
 from pipeline.weights import load_backbone
+from storage import tables
 from storage.artifacts import Artifact, Builder, Summary
 from storage.keys import digest_json
 
@@ -46,21 +47,20 @@ class ClassifierConfig(Config):
 
 
 def _key_config(config: ClassifierConfig) -> dict[str, Any]:
-    dataset = config.dataset.build()
+    # Class names are part of the identity of `images`; the hook has no say in the text tower.
     return {
         "templates": _templates(config),
         "renormalise": config.prompts.renormalise,
-        "class_names": dataset.class_names(),
-        "backbone": config.backbone.key_config(),
+        "precision": config.backbone.extract.precision,
     }
 
 
 def _templates(config: ClassifierConfig) -> list[str]:
     match config.prompts.templates:
         case "dataset":
-            return config.dataset.build().templates()
+            return config.dataset.templates()
         case "imagenet":
-            return list(IMAGENET_TEMPLATES)
+            return [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
         case templates:
             return list(templates)
 
@@ -78,9 +78,11 @@ def class_embeddings(encode_text: Any, names: list[str], templates: list[str], r
 
 def _run(config: ClassifierConfig, inputs: Inputs, out: Builder, runtime: Runtime) -> Summary:
     backbone = load_backbone(config.backbone, inputs["weights"], runtime.device)
-    names = config.dataset.build().class_names()
+    names = tables.of(inputs["images"], "classes").select("class_name").collect()["class_name"].to_list()
     with torch.inference_mode():
-        weights = class_embeddings(backbone.encode_text, names, _templates(config), config.prompts.renormalise)
+        weights = class_embeddings(
+            backbone.encode_text, names, _templates(config), config.prompts.renormalise
+        )
     scale = torch.tensor(backbone.logit_scale)
     out.write(FILE, save({"weights": weights.cpu().contiguous(), "logit_scale": scale}))
     return {"n_classes": len(names), "n_templates": len(_templates(config))}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline import backbones, datasets, evaluations, registry, saes
 from pipeline.backbones.base import BackboneConfig
@@ -25,10 +25,13 @@ _KINDS = {
     "saes": registry.variants(saes, SaeConfig),
     "evaluations": registry.variants(evaluations, EvaluationConfig),
 }
-_AnyDataset = registry.union(_KINDS["datasets"])
-_AnyBackbone = registry.union(_KINDS["backbones"])
-_AnySae = registry.union(_KINDS["saes"])
-_AnyEvaluation = registry.union(_KINDS["evaluations"])
+if TYPE_CHECKING:
+    _AnyDataset = DatasetConfig
+    _AnyBackbone = BackboneConfig
+    _AnySae = SaeConfig
+    _AnyEvaluation = EvaluationConfig
+else:
+    _AnyDataset, _AnyBackbone, _AnySae, _AnyEvaluation = (registry.union(kinds) for kinds in _KINDS.values())
 
 
 class Experiment(Config):
@@ -38,8 +41,8 @@ class Experiment(Config):
     description: str = ""
     datasets: dict[str, _AnyDataset]
     backbones: dict[str, _AnyBackbone]
-    saes: dict[str, _AnySae] = {}
-    evaluations: dict[str, _AnyEvaluation] = {}
+    saes: dict[str, _AnySae] = Field(default_factory=dict)
+    evaluations: dict[str, _AnyEvaluation] = Field(default_factory=dict)
 
     @field_validator("name", "datasets", "backbones", "saes", "evaluations")
     @classmethod
@@ -138,7 +141,9 @@ def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Experiment:
         line = f" at line {mark.line + 1}" if mark else ""
         raise UserError(f"{where}: not valid YAML{line}: {getattr(error, 'problem', error)}.") from None
     if not isinstance(raw, dict):
-        raise UserError(f"{where}: an experiment is a mapping with name, datasets, backbones, saes, evaluations.")
+        raise UserError(
+            f"{where}: an experiment is a mapping with name, datasets, backbones, saes, evaluations."
+        )
     apply_overrides(raw, overrides)
     try:
         return Experiment.model_validate(raw)

@@ -38,7 +38,7 @@ class Planned:
 
 def plan(store: Store, nodes: Sequence[Node]) -> dict[str, Planned]:
     """Plans nodes (inputs before what they feed) against what the store holds; runs nothing."""
-    committed = [artifact for artifact in store.committed()]
+    committed = store.committed()
     planned: dict[str, Planned] = {}
     for node in nodes:
         planned[node.address] = plan_node(store, node, planned, committed)
@@ -50,7 +50,9 @@ def identity_of(store: Store, upstream: Planned) -> str | None:
     if upstream.key is None:
         return None
     if upstream.node.stage.identified_by_content:
-        return store.at(upstream.node.stage.name, upstream.key).identity if upstream.state == "cached" else None
+        return (
+            store.at(upstream.node.stage.name, upstream.key).identity if upstream.state == "cached" else None
+        )
     return upstream.key
 
 
@@ -105,7 +107,9 @@ def why_not_cached(
     node: Node, config: Mapping[str, Any], key_inputs: Mapping[str, str], committed: Sequence[Artifact]
 ) -> str:
     """The fields and inputs in which the nearest committed artifact of the stage differs."""
-    wanted = _flat({"code version": node.stage.version, **config, **{f"input {r}": i for r, i in key_inputs.items()}})
+    wanted = _flat(
+        {"code version": node.stage.version, **config, **{f"input {r}": i for r, i in key_inputs.items()}}
+    )
     best: list[str] | None = None
     for artifact in committed:
         if artifact.stage != node.stage.name:

@@ -44,8 +44,8 @@ def map_parts_here(
 ) -> None:
     """One part after another in this process."""
     assert stage.run_part is not None
-    n_done = len([path for path in out.ledger.folder.glob("part-*.json")])
-    with runtime.reporter.bar(f"{stage.name}", n_done + len(parts), "parts", n_done) as bar:
+    n_done = out.ledger.n_done()
+    with runtime.reporter.bar(stage.name, n_done + len(parts), "parts", n_done) as bar:
         for part in parts:
             stage.run_part(config, inputs, out, runtime, part)
             bar.advance()
@@ -74,7 +74,9 @@ class Runtime:
     def describe(self) -> dict[str, Any]:
         return {
             "device": self.device,
-            "device_name": torch.cuda.get_device_name() if self.device.startswith("cuda") else platform.processor(),
+            "device_name": torch.cuda.get_device_name()
+            if self.device.startswith("cuda")
+            else platform.processor(),
             "threads": torch.get_num_threads(),
             "workers": self.workers,
             "batch_images": self.batch_images,

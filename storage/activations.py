@@ -27,7 +27,6 @@ _CHUNK_BYTES = 2_500_000
 _SHARD_BYTES = 200_000_000
 # Zarr has no bfloat16: its bits are stored as uint16 and the attribute `dtype` says so.
 _BFLOAT16_NAN = 0x7FC0
-_EXPONENT_BITS = {"float16": 0x7C00, "bfloat16": 0x7F80}
 
 
 @dataclass(frozen=True)
@@ -76,19 +75,6 @@ class ActivationTemplate:
     def shard_range(self, shard: int) -> range:
         """The images of a shard."""
         return range(shard * self.shard_images, min((shard + 1) * self.shard_images, self.n_images))
-
-
-def check_finite(bits: np.ndarray, dtype: ActivationDtype, where: str) -> None:
-    """Refuses values the stored dtype cannot hold.
-
-    Raises UserError naming `where` (the layer). `bits` is uint16, any shape.
-    """
-    exponent = np.uint16(_EXPONENT_BITS[dtype])
-    if ((bits & exponent) == exponent).any():
-        raise UserError(
-            f"{where}: activations do not fit {dtype}; set the backbone's extract.dtype to "
-            f"{'bfloat16, which has the range of float32' if dtype == 'float16' else 'float16 or check the weights for NaN'}."
-        )
 
 
 class ActivationWriter:

@@ -32,10 +32,6 @@ class Dataset(Protocol):
         """Names in label order, `len == n_classes`; names may repeat."""
         ...
 
-    def templates(self) -> list[str]:
-        """Prompts that suit these classes, each with one `{}` for the class name."""
-        ...
-
     def records(self) -> Sequence[Record]:
         """Every image, in an order that depends on the config and the source alone."""
         ...
@@ -64,4 +60,13 @@ class DatasetConfig(Config):
     """Images that cannot be decoded: list them in the table `corrupt_images` and go on, or stop."""
 
     def build(self) -> Dataset:
+        """The dataset. Touches no file: what is missing is found when it is read."""
         raise NotImplementedError
+
+    def templates(self) -> list[str]:
+        """Zero-shot prompts that suit the classes, each with one `{}` for the class name."""
+        return ["a photo of a {}."]
+
+    def expected_images(self) -> int | None:
+        """How many images there will be, if that can be told cheaply; for predictions only."""
+        return None

@@ -7,10 +7,10 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, field_validator
+from pydantic import field_validator
 
 from pipeline import shapes_world
-from pipeline.datasets.base import Record
+from pipeline.datasets.base import Dataset, DatasetConfig, Record
 
 N_BYTES = shapes_world.IMAGE_SIZE * shapes_world.IMAGE_SIZE * 3
 
@@ -28,13 +28,22 @@ TEMPLATES = {
 """Zero-shot prompts per attribute, in the language of the captions; `{}` stands for the value."""
 
 
-class ShapesConfig(BaseModel, frozen=True, extra="forbid"):
+class ShapesConfig(DatasetConfig):
     """Which images of which shapes world. `splits` maps a split of the world to a number of images."""
 
     kind: Literal["shapes"] = "shapes"
     seed: int
     splits: dict[str, int]
     label: Literal["shape", "colour", "texture", "background"] = "shape"
+
+    def build(self) -> Shapes:
+        return Shapes(self)
+
+    def templates(self) -> list[str]:
+        return list(TEMPLATES[self.label])
+
+    def expected_images(self) -> int:
+        return sum(self.splits.values())
 
     @field_validator("seed")
     @classmethod
@@ -59,7 +68,7 @@ class ShapesConfig(BaseModel, frozen=True, extra="forbid"):
         return splits
 
 
-class Shapes:
+class Shapes(Dataset):
     """Images of the shapes world; a record's source is `split/index`.
 
     The label is the value of `config.label`; with several objects, that of the first (largest) one.
@@ -97,7 +106,3 @@ class Shapes:
 
     def fingerprint(self) -> str:
         return "generated"
-
-    def templates(self) -> list[str]:
-        """Zero-shot prompts for this dataset's label, with `{}` for the class name."""
-        return list(TEMPLATES[self.config.label])

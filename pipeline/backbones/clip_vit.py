@@ -1,0 +1,107 @@
+"""Any open_clip CLIP whose image tower is its VisionTransformer, cut at the hook.
+
+Shapes: B images, T tokens, d channels at the hook, E embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from PIL import Image
+from torch import Tensor, nn
+
+from pipeline.backbones.base import ExtractConfig, as_dtype, resolve_block
+from storage.errors import UserError
+
+
+class ClipVit:
+    """Implements `Backbone`. `tail(head(images))` equals `model.encode_image(images)`."""
+
+    def __init__(
+        self,
+        model: Any,
+        preprocess: Callable[[Image.Image], Tensor],
+        tokenizer: Callable[[Sequence[str]], Tensor],
+        extract: ExtractConfig,
+        name: str,
+    ) -> None:
+        visual = model.visual
+        if not isinstance(visual, VisionTransformer) or not visual.transformer.batch_first:
+            raise UserError(
+                f"backbone {name}: its image tower is a {type(visual).__name__}, and only open_clip's own "
+                "ViTs can be cut at a block; choose a model such as ViT-B-16."
+            )
+        self.model: Any = model.eval().requires_grad_(False)
+        self.visual = visual
+        self.preprocess = preprocess
+        self.tokenizer = tokenizer
+        self.blocks: list[nn.Module] = list(visual.transformer.resblocks)
+        self.n_blocks = len(self.blocks)
+        self.hook_block = resolve_block(extract.hook_block, self.n_blocks)
+        self.width: int = visual.positional_embedding.shape[1]
+        self.tokens_per_image: int = visual.positional_embedding.shape[0]
+        self.grid: tuple[int, int] = tuple(visual.grid_size)
+        self.n_prefix_tokens = self.tokens_per_image - self.grid[0] * self.grid[1]
+        self.image_size: tuple[int, int] = tuple(visual.image_size)
+        self.logit_scale = float(model.logit_scale.detach().exp())
+        self.dtype = as_dtype(extract.precision)
+        self.device = "cpu"
+
+    def to(self, device: str) -> ClipVit:
+        """Moves the model and casts it to the precision of the forward pass; do it after taking `state`."""
+        self.model.to(device=device, dtype=self.dtype)
+        self.device = device
+        return self
+
+    def state(self) -> dict[str, Tensor]:
+        return dict(self.model.state_dict())
+
+    def head(self, images: Tensor) -> Tensor:
+        """[B, 3, h, w] -> float32 [B, T, d]; stops at the hook."""
+        found = self.visual.forward_intermediates(
+            images.to(self.device, self.dtype),
+            indices=[self.hook_block],
+            stop_early=True,
+            intermediates_only=True,
+            output_fmt="NLC",
+            output_extra_tokens=True,
+        )
+        prefix, patches = found["image_intermediates_prefix"][0], found["image_intermediates"][0]
+        return torch.cat([prefix, patches], dim=1).float()
+
+    def tail(self, activations: Tensor) -> Tensor:
+        """float32 [B, T, d] -> float32 [B, E]. The last block runs for the class token's query alone where
+        the tower pools by class token."""
+        x = activations.to(self.device, self.dtype)
+        rest = self.blocks[self.hook_block + 1 :]
+        if not rest or not self._pools_class_token() or type(rest[-1]) is not ResidualAttentionBlock:
+            for block in rest:
+                x = block(x)
+        else:
+            for block in rest[:-1]:
+                x = block(x)
+            x = _class_token_of(rest[-1], x)
+        pooled, _ = self.visual._pool(x)
+        if self.visual.proj is not None:
+            pooled = pooled @ self.visual.proj
+        return pooled.float()
+
+    def _pools_class_token(self) -> bool:
+        return self.visual.attn_pool is None and self.visual.pool_type == "tok"
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        tokens = self.tokenizer(list(texts)).to(self.device)
+        features: Tensor = self.model.encode_text(tokens)
+        return features.float()
+
+
+def _class_token_of(block: Any, x: Tensor) -> Tensor:
+    """The block's output at token 0 only: [B, T, d] -> [B, 1, d]."""
+    normed = block.ln_1(x)
+    attended = block.attn(normed[:, :1], normed, normed, need_weights=False)[0]
+    y = x[:, :1] + block.ls_1(attended)
+    out: Tensor = y + block.ls_2(block.mlp(block.ln_2(y)))
+    return out

@@ -1,0 +1,87 @@
+"""Any open_clip ViT, by name with a pretrained tag or a local checkpoint file."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any, Literal
+
+import open_clip
+from pydantic import model_validator
+
+from pipeline.backbones.base import BackboneConfig
+from pipeline.backbones.clip_vit import ClipVit
+from pipeline.config import Location, nearest
+from storage.errors import UserError
+
+
+class OpenClipConfig(BackboneConfig):
+    """`open_clip.list_pretrained()` names the models and their tags."""
+
+    kind: Literal["open_clip"] = "open_clip"
+    model: str
+    """An architecture of open_clip, such as `ViT-B-16-quickgelu` (OpenAI's weights use QuickGELU)."""
+    pretrained: Location | None = None
+    """A tag of published weights, such as `openai`; they are downloaded once."""
+    checkpoint: Location | None = None
+    """A local file (safetensors, or a torch file of tensors) with the model's state dict."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> OpenClipConfig:
+        if self.model not in open_clip.list_models():
+            raise ValueError(
+                f"model `{self.model}` is not known to open_clip{nearest(self.model, open_clip.list_models())}"
+            )
+        if (self.pretrained is None) == (self.checkpoint is None):
+            raise ValueError("give either `pretrained` (a tag) or `checkpoint` (a file)")
+        tags = open_clip.list_pretrained_tags_by_model(self.model)
+        if self.pretrained is not None and self.pretrained not in tags:
+            raise ValueError(
+                f"`{self.pretrained}` is no pretrained tag of {self.model}{nearest(self.pretrained, tags)}"
+            )
+        return self
+
+    def fingerprint(self) -> str:
+        if self.checkpoint is None:
+            return f"pretrained:{self.pretrained}"
+        return file_fingerprint(Path(self.checkpoint).expanduser())
+
+    def build(self) -> ClipVit:
+        source = self.pretrained if self.checkpoint is None else str(Path(self.checkpoint).expanduser())
+        if self.checkpoint is not None:
+            self.fingerprint()
+        try:
+            model, _, preprocess = open_clip.create_model_and_transforms(
+                self.model, pretrained=source, load_weights=True, weights_only=True
+            )
+            tokenizer = open_clip.get_tokenizer(self.model)
+        except (RuntimeError, ValueError, KeyError, pickle.UnpicklingError, OSError) as error:
+            raise UserError(self._explain(error)) from error
+        return ClipVit(model, preprocess, tokenizer, self.extract, self.model)
+
+    def _explain(self, error: Exception) -> str:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
+        if self.checkpoint is not None:
+            # The first line of a state-dict error is a heading, the faults follow.
+            fault = next((line for line in lines if "size mismatch" in line or "key(s)" in line), lines[0])
+            return f"checkpoint {self.checkpoint}: does not load as {self.model} ({fault[:300]})."
+        return (
+            f"cannot fetch the weights `{self.pretrained}` of {self.model} ({lines[0][:200]}); fetch them on a "
+            "machine with a network and name the file as `checkpoint`."
+        )
+
+    def activation_shape(self) -> tuple[int, int] | None:
+        config: dict[str, Any] = open_clip.get_model_config(self.model) or {}
+        vision = config.get("vision_cfg", {})
+        if not isinstance(vision.get("patch_size"), int) or "width" not in vision:
+            return None
+        side = vision.get("image_size", 224) // vision["patch_size"]
+        return side * side + 1, vision["width"]
+
+
+def file_fingerprint(path: Path) -> str:
+    """Name, size and time of a file. Raises UserError if it is not there."""
+    if not path.is_file():
+        raise UserError(f"checkpoint {path}: no such file; give the path of the weights.")
+    stat = path.stat()
+    return f"file:{path.name}:{stat.st_size}:{stat.st_mtime_ns}"

@@ -1,0 +1,27 @@
+"""ShapesCLIP, the small CLIP that is shipped with the project."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pipeline import shapes_clip
+from pipeline.backbones.base import BackboneConfig
+from pipeline.backbones.clip_vit import ClipVit
+from storage.keys import digest_file
+
+
+class ShapesClipConfig(BackboneConfig):
+    """Trained on the pretraining split of the shapes world; see `pipeline/shapes_clip/training.json`."""
+
+    kind: Literal["shapes_clip"] = "shapes_clip"
+
+    def fingerprint(self) -> str:
+        return digest_file(shapes_clip.WEIGHTS)
+
+    def build(self) -> ClipVit:
+        model, preprocess, tokenizer = shapes_clip.load()
+        return ClipVit(model, preprocess, tokenizer, self.extract, "shapes_clip")
+
+    def activation_shape(self) -> tuple[int, int]:
+        vision = shapes_clip.config()["model_cfg"]["vision_cfg"]
+        return (vision["image_size"] // vision["patch_size"]) ** 2 + 1, vision["width"]

@@ -1,0 +1,185 @@
+"""A folder of image files: class subfolders, or a CSV that lists them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from pipeline.config import Location
+from pipeline.datasets.base import Dataset, DatasetConfig, Record
+from storage.errors import UserError
+from storage.keys import digest_bytes, digest_json
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"}
+_COLUMNS = ("path", "label", "class_name", "split")
+
+
+class ImageFolderConfig(DatasetConfig):
+    """Images below `root`, in one of three layouts.
+
+    `root/CLASS/...`: a share `test_fraction` of each class becomes the split `test`, the rest `train`.
+    `splits: {train: a, test: b}`: `root/a/CLASS/...`, `root/b/CLASS/...`.
+    `csv: FILE`: columns path (relative to `root`), label, class_name, split.
+    """
+
+    kind: Literal["image_folder"] = "image_folder"
+    root: Location
+    splits: dict[str, str] | None = None
+    csv: Location | None = None
+    test_fraction: float = Field(0.2, ge=0, lt=1)
+    """Of each class, without `splits` and `csv`; a class always keeps a training image."""
+    prompts: tuple[str, ...] = Field(("a photo of a {}.",), exclude=True)
+    """Zero-shot templates; hashed where they are used, not with the images."""
+    n_images: int | None = Field(None, exclude=True)
+    """How many images there should be, if known: used to predict sizes, and checked."""
+
+    def build(self) -> ImageFolder:
+        return ImageFolder(self)
+
+    def templates(self) -> list[str]:
+        return list(self.prompts)
+
+    def expected_images(self) -> int | None:
+        if self.n_images is not None:
+            return self.n_images
+        try:
+            return len(self.build().records())
+        except UserError:
+            return None
+
+
+class ImageFolder(Dataset):
+    """Implements `Dataset` over files. Paths are listed once, when first needed."""
+
+    def __init__(self, config: ImageFolderConfig) -> None:
+        self.config = config
+        self.root = Path(config.root).expanduser()
+
+    @cached_property
+    def _listed(self) -> tuple[list[str], list[Record]]:
+        if not self.root.is_dir():
+            raise UserError(
+                f"dataset root {self.root}: no such folder; give the folder that holds the images."
+            )
+        names, records = self._from_csv() if self.config.csv else self._from_folders()
+        if not records:
+            raise UserError(f"dataset root {self.root}: no images found ({', '.join(sorted(_SUFFIXES))}).")
+        expected = self.config.n_images
+        if expected is not None and len(records) != expected:
+            raise UserError(
+                f"dataset root {self.root}: n_images is {expected:,}, but there are {len(records):,}."
+            )
+        return names, records
+
+    def class_names(self) -> list[str]:
+        return self._listed[0]
+
+    def records(self) -> Sequence[Record]:
+        return self._listed[1]
+
+    def _from_folders(self) -> tuple[list[str], list[Record]]:
+        bases = self.config.splits or {"": "."}
+        found: dict[str, dict[str, list[str]]] = {}
+        for split, base in bases.items():
+            folder = self.root / base
+            if not folder.is_dir():
+                raise UserError(f"splits.{split}: {folder} is no folder; name a subfolder of {self.root}.")
+            for class_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
+                sources = sorted(
+                    path.relative_to(self.root).as_posix()
+                    for path in class_folder.rglob("*")
+                    if path.suffix.lower() in _SUFFIXES and path.is_file()
+                )
+                if not sources:
+                    raise UserError(
+                        f"class folder {class_folder}: has no images; add some or remove the folder."
+                    )
+                found.setdefault(class_folder.name, {})[split] = sources
+        names = sorted(found)
+        records = []
+        for label, name in enumerate(names):
+            for split, sources in found[name].items():
+                for source, chosen in zip(sources, self._splits_of(split, sources), strict=True):
+                    records.append(Record(source, label, name, chosen))
+        return names, sorted(
+            records, key=lambda record: (record.split != "train", record.split, record.source)
+        )
+
+    def _splits_of(self, split: str, sources: list[str]) -> list[str]:
+        """The split of each source; without named splits, a fixed pseudo-random share is `test`."""
+        if split:
+            return [split] * len(sources)
+        n_test = min(len(sources) - 1, math.floor(len(sources) * self.config.test_fraction + 0.5))
+        test = set(sorted(sources, key=lambda source: digest_bytes(f"split:{source}".encode()))[:n_test])
+        return ["test" if source in test else "train" for source in sources]
+
+    def _from_csv(self) -> tuple[list[str], list[Record]]:
+        path = Path(str(self.config.csv)).expanduser()
+        if not path.is_file():
+            raise UserError(f"csv {path}: no such file.")
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [column for column in _COLUMNS if column not in (reader.fieldnames or [])]
+            if missing:
+                raise UserError(f"csv {path}: has no column `{missing[0]}`; it needs {', '.join(_COLUMNS)}.")
+            rows = list(reader)
+        names: dict[int, str] = {}
+        records = []
+        for line, row in enumerate(rows, start=2):
+            if not (row["label"] or "").isdigit():
+                raise UserError(
+                    f"csv {path}, line {line}: label `{row['label']}` is no class id (0, 1, 2, ...)."
+                )
+            label = int(row["label"])
+            if names.setdefault(label, row["class_name"]) != row["class_name"]:
+                raise UserError(
+                    f"csv {path}, line {line}: label {label} is `{row['class_name']}` here and `{names[label]}` before."
+                )
+            records.append(Record(row["path"], label, row["class_name"], row["split"]))
+        absent = sorted(set(range(len(names))) - names.keys())
+        if absent:
+            raise UserError(f"csv {path}: labels must be 0 to {len(names) - 1}, but {absent[0]} has no row.")
+        if len({record.source for record in records}) < len(records):
+            raise UserError(f"csv {path}: a path is listed twice; list each image once.")
+        return [names[label] for label in range(len(names))], records
+
+    def read(self, record: Record) -> bytes:
+        return (self.root / record.source).read_bytes()
+
+    def decode(self, data: bytes) -> Image.Image:
+        return decode_rgb(data)
+
+    def fingerprint(self) -> str:
+        listing = []
+        for record in self.records():
+            try:
+                stat = (self.root / record.source).stat()
+            except FileNotFoundError:
+                listing.append([record.source, record.label, record.split, None, None])
+            else:
+                listing.append([record.source, record.label, record.split, stat.st_size, stat.st_mtime_ns])
+        return digest_json([self.class_names(), listing])
+
+
+def decode_rgb(data: bytes) -> Image.Image:
+    """The first frame of an image file as RGB; 16-bit grey is scaled to 8. Raises OSError if it is unreadable."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            if image.mode.startswith("I"):
+                grey = np.asarray(image).astype(np.float32)
+                return Image.fromarray((grey / 257).clip(0, 255).astype(np.uint8)).convert("RGB")
+            if image.mode == "P":
+                return image.convert("RGBA").convert("RGB")
+            return image.convert("RGB")
+    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise OSError(str(error)) from error
