@@ -36,7 +36,9 @@ class Bar:
 class _TerminalBar(Bar):
     def attach(self, progress: Progress) -> None:
         self._progress = progress
-        self._task = progress.add_task(self.label, total=self.total, completed=self.done, unit=self.unit, note="")
+        self._task = progress.add_task(
+            self.label, total=self.total, completed=self.done, unit=self.unit, note=""
+        )
 
     def _show(self) -> None:
         self._progress.update(self._task, completed=self.done, note=self.note)
@@ -49,7 +51,10 @@ class _LogBar(Bar):
         now = time.monotonic()
         if now - self._last > _SECONDS_BETWEEN_LINES or self.done >= self.total:
             self._last = now
-            print(f"{self.label}: {self.done:,}/{self.total:,} {self.unit} {self.note}".rstrip(), file=sys.stderr)
+            print(
+                f"{self.label}: {self.done:,}/{self.total:,} {self.unit} {self.note}".rstrip(),
+                file=sys.stderr,
+            )
 
 
 class Reporter:
