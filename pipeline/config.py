@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from storage.errors import UserError
 
 DatasetName = Annotated[str, Field(exclude=True, json_schema_extra={"names": "datasets"})]
+# The whole union is annotated: pydantic ignores `exclude` on one member of a union.
+OptionalDatasetName = Annotated[str | None, Field(exclude=True, json_schema_extra={"names": "datasets"})]
 BackboneName = Annotated[str, Field(exclude=True, json_schema_extra={"names": "backbones"})]
 SaeName = Annotated[str, Field(exclude=True, json_schema_extra={"names": "saes"})]
 EvaluationName = Annotated[str, Field(exclude=True, json_schema_extra={"names": "evaluations"})]

@@ -79,7 +79,7 @@ class Dag:
 
     def evaluate(self, name: str) -> str:
         config = self.evaluation(name)
-        return self._add(config.stage(), name, config, config.inputs(self))
+        return self._add(config.stage(), name, config.stage_config(self), config.inputs(self))
 
 
 def build(experiment: Experiment) -> list[Node]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class EvaluationConfig(Config):
-    """Base of evaluation configs; a subclass adds `kind: Literal[...] = ...` and these two methods."""
+    """Base of evaluation configs; a subclass adds `kind: Literal[...] = ...` and `stage` and `inputs`."""
 
     @classmethod
     def stage(cls) -> Stage:
@@ -22,3 +22,7 @@ class EvaluationConfig(Config):
     def inputs(self, dag: Dag) -> dict[str, str]:
         """Role -> address of the node that fills it."""
         raise NotImplementedError
+
+    def stage_config(self, dag: Dag) -> Config:
+        """What the stage runs with: this config, or one completed with what its names stand for."""
+        return self
