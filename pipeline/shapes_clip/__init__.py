@@ -68,6 +68,7 @@ def load(
     model = build(settings)
     model.load_state_dict(load_file(weights))
     tokenizer = WordTokenizer(
-        (folder / settings["vocabulary"]).read_text().split(), settings["model_cfg"]["text_cfg"]["context_length"]
+        (folder / settings["vocabulary"]).read_text().split(),
+        settings["model_cfg"]["text_cfg"]["context_length"],
     )
     return model.eval(), preprocess_of(settings), tokenizer
