@@ -124,6 +124,8 @@ class ActivationWriter:
                 f"images {start} to {start + len(values)} are not one whole shard "
                 f"({expected.start} to {expected.stop}): two writers would race on it"
             )
+        # Zarr would read, and check, a shard that is already there.
+        self.shard_file(shard).unlink(missing_ok=True)
         self._array[expected.start : expected.stop] = values.view(self._array.dtype)
         return self.shard_file(shard)
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import open_clip
 from pydantic import model_validator
+from safetensors import SafetensorError
 
 from pipeline.backbones.base import BackboneConfig
 from pipeline.backbones.clip_vit import ClipVit
@@ -55,7 +56,14 @@ class OpenClipConfig(BackboneConfig):
                 self.model, pretrained=source, load_weights=True, weights_only=True
             )
             tokenizer = open_clip.get_tokenizer(self.model)
-        except (RuntimeError, ValueError, KeyError, pickle.UnpicklingError, OSError) as error:
+        except (
+            RuntimeError,
+            ValueError,
+            KeyError,
+            pickle.UnpicklingError,
+            OSError,
+            SafetensorError,
+        ) as error:
             raise UserError(self._explain(error)) from error
         return ClipVit(model, preprocess, tokenizer, self.extract, self.model)
 

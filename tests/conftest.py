@@ -1,0 +1,43 @@
+"""What several test folders share: a store, a silent runtime, and a small open_clip checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pipeline.stage import Runtime
+from storage.artifacts import Store
+
+TINY_MODEL = "patchsae-tiny"
+"""32-pixel images, 16 patches, 3 blocks of width 32; registered with open_clip for the tests."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def tiny_model() -> str:
+    folder = Path(__file__).parent / "data" / "models"
+    open_clip.add_model_config(folder)
+    return TINY_MODEL
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_model: str) -> Path:
+    """Random weights of the tiny model, as a safetensors file."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "tiny model.safetensors"
+    state = open_clip.create_model(tiny_model).state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def runtime() -> Runtime:
+    return Runtime()

@@ -1,0 +1,85 @@
+"""What every registered backbone must do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline import backbones, registry
+from pipeline.backbones.base import BackboneConfig, ExtractConfig
+from pipeline.backbones.clip_vit import ClipVit
+from pipeline.backbones.open_clip import OpenClipConfig
+from pipeline.backbones.shapes_clip import ShapesClipConfig
+
+KINDS = registry.variants(backbones, BackboneConfig)
+
+
+@pytest.fixture(params=sorted(KINDS))
+def config(request: pytest.FixtureRequest, tiny_checkpoint: Path, tiny_model: str) -> BackboneConfig:
+    known: dict[str, BackboneConfig] = {
+        "open_clip": OpenClipConfig(model=tiny_model, checkpoint=str(tiny_checkpoint)),
+        "shapes_clip": ShapesClipConfig(),
+    }
+    return known[request.param]
+
+
+def pixels(backbone: ClipVit) -> torch.Tensor:
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (50, 70, 3), np.uint8)) for _ in range(9)]
+    return torch.stack([backbone.preprocess(image) for image in images])
+
+
+@pytest.mark.parametrize("block", [-1, -2, 0])
+def test_tail_of_head_is_the_model(config: BackboneConfig, block: int) -> None:
+    backbone = config.model_copy(update={"extract": ExtractConfig(hook_block=block)}).build().to("cpu")
+    images = pixels(backbone)
+    with torch.inference_mode():
+        activations = backbone.head(images)
+        whole = backbone.model.encode_image(images)
+        torch.testing.assert_close(backbone.tail(activations), whole, rtol=1e-5, atol=1e-6)
+    assert activations.shape == (9, backbone.tokens_per_image, backbone.width)
+    rows, columns = backbone.grid
+    assert backbone.n_prefix_tokens + rows * columns == backbone.tokens_per_image
+
+
+def test_head_is_what_a_hook_on_the_block_sees(config: BackboneConfig) -> None:
+    backbone = config.build().to("cpu")
+    seen: list[torch.Tensor] = []
+    handle = backbone.blocks[backbone.hook_block].register_forward_hook(lambda *call: seen.append(call[2]))
+    with torch.inference_mode():
+        backbone.model.encode_image(pixels(backbone))
+        handle.remove()
+        torch.testing.assert_close(backbone.head(pixels(backbone)), seen[0], rtol=0, atol=0)
+
+
+def test_rows_do_not_depend_on_their_batch(config: BackboneConfig) -> None:
+    backbone = config.build().to("cpu")
+    images = pixels(backbone)
+    with torch.inference_mode():
+        torch.testing.assert_close(backbone.head(images)[:4], backbone.head(images[:4]), rtol=1e-5, atol=1e-6)
+
+
+def test_predicted_shape_is_the_real_one(config: BackboneConfig) -> None:
+    backbone = config.build()
+    assert config.activation_shape() in (None, (backbone.tokens_per_image, backbone.width))
+
+
+def test_texts_become_features(config: BackboneConfig) -> None:
+    backbone = config.build().to("cpu")
+    with torch.inference_mode():
+        features = backbone.encode_text(["a photo of a circle.", "a red object"])
+    assert features.shape[0] == 2
+    assert features.isfinite().all()
+
+
+def test_bfloat16_stays_near_float32(config: BackboneConfig) -> None:
+    half = config.model_copy(update={"extract": ExtractConfig(precision="bfloat16")}).build().to("cpu")
+    full = config.build().to("cpu")
+    with torch.inference_mode():
+        images = pixels(full)
+        error = (half.head(images) - full.head(images)).norm() / full.head(images).norm()
+    assert error < 0.02

@@ -1,0 +1,52 @@
+"""What every registered dataset must do."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipeline import datasets, registry
+from pipeline.datasets.base import DatasetConfig
+from pipeline.datasets.digits import DigitsConfig
+from pipeline.datasets.image_folder import ImageFolderConfig
+from pipeline.datasets.shapes import ShapesConfig
+
+KINDS = registry.variants(datasets, DatasetConfig)
+
+
+@pytest.fixture(params=sorted(KINDS))
+def config(request: pytest.FixtureRequest, tmp_path: Path) -> DatasetConfig:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.new("RGB", (8, 9), (i, 0, 0)).save(tmp_path / name / f"{i}.png")
+    known: dict[str, DatasetConfig] = {
+        "digits": DigitsConfig(n_images=40),
+        "image_folder": ImageFolderConfig(root=str(tmp_path)),
+        "shapes": ShapesConfig(seed=3, splits={"train": 30, "test": 10}),
+    }
+    return known[request.param]
+
+
+def test_records_are_stable_and_unique(config: DatasetConfig) -> None:
+    records = config.build().records()
+    assert list(records) == list(config.build().records())
+    assert len({record.source for record in records}) == len(records) == config.expected_images()
+    names = config.build().class_names()
+    assert all(names[record.label] == record.class_name for record in records)
+
+
+def test_images_are_rgb_and_the_same_each_time(config: DatasetConfig) -> None:
+    dataset = config.build()
+    for record in list(dataset.records())[:5]:
+        data = dataset.read(record)
+        assert data == pickle.loads(pickle.dumps(dataset)).read(record)
+        assert dataset.decode(data).mode == "RGB"
+
+
+def test_fingerprint_and_prompts(config: DatasetConfig) -> None:
+    assert config.build().fingerprint() == config.build().fingerprint()
+    assert all(template.count("{}") == 1 for template in config.templates())
