@@ -1,0 +1,201 @@
+"""The training stream: shuffled tokens of cached activations, a pure function of (seed, step).
+
+Shapes: n tokens of a batch, t selected tokens per image, d channels.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.shuffle import Block, Piece, ShuffleOrder, expected_groups
+from storage.activations import ActivationDtype, Activations
+
+TokenSelection = Literal["all", "patches", "prefix"]
+Mix = Literal["tokens", "images"]
+
+# Two blocks are in memory at a time. Bigger ones mix better: this is 790 images of ViT-B/16.
+BLOCK_BYTES = 240_000_000
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tokens with their origin. `activations` are as stored: float16, or uint16 bits of bfloat16."""
+
+    activations: np.ndarray  # [n, d]
+    image: np.ndarray  # [n] int64, row of the `images` table
+    token: np.ndarray  # [n] int16, token of that image, prefix tokens first
+    dtype: ActivationDtype
+
+    def to_float32(self, device: str = "cpu") -> Tensor:
+        """The activations on a device: [n, d] float32. They travel as stored, at half the bytes."""
+        stored = torch.from_numpy(self.activations.view(np.int16))
+        return stored.to(device).view(getattr(torch, self.dtype)).float()
+
+
+def token_range(selection: TokenSelection, tokens_per_image: int, n_prefix_tokens: int) -> range:
+    """The tokens of an image that a selection names."""
+    if selection == "prefix":
+        return range(n_prefix_tokens)
+    return range(n_prefix_tokens if selection == "patches" else 0, tokens_per_image)
+
+
+@dataclass
+class _Loading:
+    """A block on its way into memory. `values` are complete once `work` is exhausted."""
+
+    block: Block
+    values: np.ndarray  # [images, t, d], images in storage order
+    images: np.ndarray  # [images] int64
+    work: Iterator[object]
+
+    def finish(self) -> None:
+        for _ in self.work:
+            pass
+
+
+class Stream:
+    """Batches of the images `rows` of an activation array.
+
+    `mix="tokens"` shuffles single tokens and `batch_size` counts tokens; `mix="images"` shuffles images, each
+    with all its selected tokens in order, and `batch_size` counts images (the paper's way, spec 2.7).
+    The same arguments give the same batches, whatever the number of threads and wherever one starts.
+    Raises ValueError if nothing is selected.
+    """
+
+    def __init__(
+        self,
+        activations: Activations,
+        rows: range,
+        batch_size: int,
+        seed: int,
+        tokens: TokenSelection = "all",
+        mix: Mix = "tokens",
+        block_bytes: int = BLOCK_BYTES,
+    ) -> None:
+        self.activations = activations
+        self.batch_size = batch_size
+        self.tokens = token_range(tokens, activations.tokens_per_image, activations.n_prefix_tokens)
+        self.chunks = activations.chunk_ranges(rows.start, rows.stop)
+        self._tokens_per_unit = 1 if mix == "tokens" else len(self.tokens)
+        self._units_per_image = len(self.tokens) // self._tokens_per_unit if self.tokens else 0
+        chunk_bytes = activations.chunk_images * len(self.tokens) * activations.width * 2
+        self.order = ShuffleOrder(
+            [len(chunk) * self._units_per_image for chunk in self.chunks],
+            max(1, block_bytes // max(1, chunk_bytes)),
+            seed,
+        )
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of one epoch."""
+        return self.order.n_units * self._tokens_per_unit
+
+    @property
+    def tokens_per_batch(self) -> int:
+        return self.batch_size * self._tokens_per_unit
+
+    def batch(self, step: int) -> Batch:
+        """Batch number `step`, read on its own."""
+        return next(self.batches(step, step + 1))
+
+    def batches(self, first: int, last: int, threads: int = 0) -> Iterator[Batch]:
+        """Batches `first` to `last`; that many threads read ahead (0: the caller's own reads)."""
+        pieces = self.order.pieces(first * self.batch_size, (last - first) * self.batch_size)
+        batch, n_filled = self._empty_batch(), 0
+        with ThreadPoolExecutor(threads, "stream") if threads else nullcontext() as pool:
+            for piece, loaded in self._in_memory(pieces, pool):
+                units = self.order.within(piece.block)[piece.start : piece.stop]
+                while len(units):
+                    taken, units = np.split(units, [self.batch_size - n_filled])
+                    self._gather(loaded, taken, batch, n_filled)
+                    n_filled += len(taken)
+                    if n_filled == self.batch_size:
+                        yield batch
+                        batch, n_filled = self._empty_batch(), 0
+
+    def _in_memory(
+        self, pieces: Iterable[Piece], pool: ThreadPoolExecutor | None
+    ) -> Iterator[tuple[Piece, _Loading]]:
+        """Each piece with its block, while the block after it is being read: two blocks at most."""
+        loading: _Loading | None = None
+        for piece, following in itertools.pairwise(itertools.chain(pieces, [None])):
+            assert piece is not None
+            current = loading or self._start_loading(piece.block, None, pool)
+            current.finish()
+            loading = self._start_loading(following.block, current, pool) if following else None
+            yield piece, current
+
+    def _start_loading(
+        self, block: Block, current: _Loading | None, pool: ThreadPoolExecutor | None
+    ) -> _Loading:
+        if current is not None and current.block.chunks == block.chunks:
+            # Small data is one block: it is read once and only shuffled anew.
+            return _Loading(block, current.values, current.images, iter(()))
+        chunks = [self.chunks[number] for number in block.chunks]
+        images = np.concatenate([np.arange(chunk.start, chunk.stop) for chunk in chunks])
+        values = np.empty((len(images), len(self.tokens), self.activations.width), self._stored_dtype)
+        ends = np.cumsum([len(chunk) for chunk in chunks])
+        places = np.split(values, ends[:-1])
+        work = (pool.map if pool else map)(self._read_chunk, chunks, places)
+        return _Loading(block, values, images, iter(work))
+
+    def _read_chunk(self, chunk: range, place: np.ndarray) -> None:
+        read = self.activations.read(chunk.start, chunk.stop)
+        place[:] = read[:, self.tokens.start : self.tokens.stop]
+
+    @property
+    def _stored_dtype(self) -> np.dtype:
+        return np.dtype(np.float16 if self.activations.dtype == "float16" else np.uint16)
+
+    def _empty_batch(self) -> Batch:
+        n = self.tokens_per_batch
+        values = np.empty((n, self.activations.width), self._stored_dtype)
+        return Batch(values, np.empty(n, np.int64), np.empty(n, np.int16), self.activations.dtype)
+
+    def _gather(self, loaded: _Loading, units: np.ndarray, batch: Batch, n_filled: int) -> None:
+        """Copies units of a block into a batch of which `n_filled` units are there."""
+        k = self._tokens_per_unit
+        place = slice(n_filled * k, (n_filled + len(units)) * k)
+        rows = (units[:, None] * k + np.arange(k)).ravel()
+        flat = loaded.values.reshape(-1, self.activations.width)
+        # `mode="clip"` lets NumPy write straight into `out`; it is twice as fast.
+        np.take(flat, rows, axis=0, out=batch.activations[place], mode="clip")
+        image, token = np.divmod(rows, len(self.tokens))
+        batch.image[place] = loaded.images[image]
+        batch.token[place] = token + self.tokens.start
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How well batches are mixed: means over batches, 1 is what uniform sampling over the epoch would show."""
+
+    positions: float
+    """Distinct token positions in a batch, relative to what uniform sampling is expected to show."""
+    positions_present: float
+    """Distinct token positions in a batch / all selected positions."""
+    images: float
+    """Distinct images in a batch, relative to what uniform sampling is expected to show."""
+
+
+def measure_mixing(stream: Stream, batches: Iterable[Batch]) -> Mixing:
+    """The mixing quality of some batches of a stream."""
+    n_positions = len(stream.tokens)
+    n_images = stream.n_tokens // n_positions
+    positions, images = np.transpose(
+        [(len(np.unique(batch.token)), len(np.unique(batch.image))) for batch in batches]
+    )
+    n = stream.tokens_per_batch
+    return Mixing(
+        positions=float(positions.mean()) / expected_groups(n_positions, n_images, n),
+        positions_present=float(positions.mean()) / n_positions,
+        images=float(images.mean()) / expected_groups(n_images, n_positions, n),
+    )
