@@ -7,11 +7,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
+import polars as pl
+import torch
 from pydantic import Field
 
 from pipeline.config import OptionalDatasetName, SaeName
 from pipeline.evaluations.base import EvaluationConfig
+from pipeline.index import split_range
+from pipeline.latent_counts import PartCounts
+from pipeline.latent_merge import COUNTS, merge_sums, merge_top, write_class_latents
+from pipeline.latent_tables import LATENT_IMAGES, latent_columns, latent_images_columns, latents_schema
+from pipeline.latents import PartImages, encode, images_per_block, labels_of, part_ranges, sae_on
+from pipeline.saes.base import load_sae
 from pipeline.stage import Inputs, Runtime, Stage
+from storage import parts, tables
+from storage.activations import Activations
 from storage.artifacts import Builder, Summary
 
 if TYPE_CHECKING:
@@ -55,8 +66,68 @@ class StatisticsConfig(EvaluationConfig):
         }
 
 
+def _tokens_per_image(config: StatisticsConfig, activations: Activations) -> tuple[int, int]:
+    """First token that counts, and how many do."""
+    first = activations.n_prefix_tokens if config.tokens == "patches" else 0
+    return first, activations.tokens_per_image - first
+
+
+def _run_part(config: StatisticsConfig, inputs: Inputs, out: Builder, runtime: Runtime, part: int) -> None:
+    """Counts one shard's images of the split, class by class."""
+    activations = Activations(inputs["activations"])
+    rows = part_ranges(activations, split_range(inputs["images"], config.split))[part]
+    labels = labels_of(inputs["images"])[rows.start : rows.stop]
+    sae = sae_on(inputs["sae"], runtime.device)
+    first, tokens_per_image = _tokens_per_image(config, activations)
+    images = PartImages(activations, rows, runtime.device, first)
+    counts = PartCounts(sae.n_latents, config.k_images)
+    order = np.argsort(labels, kind="stable")
+    step = images_per_block(sae.n_latents, tokens_per_image)
+    for start in range(0, len(order), step):
+        chosen = order[start : start + step]
+        x = images.take(chosen + rows.start)
+        latents = encode(sae, x.flatten(0, 1))
+        counts.add(latents, chosen + rows.start, labels[chosen], config.tau, first)
+    out.ledger.record(part, [parts.write(out, COUNTS, part, counts.arrays())])
+
+
 def _run(config: StatisticsConfig, inputs: Inputs, out: Builder, runtime: Runtime) -> Summary:
-    raise NotImplementedError
+    activations = Activations(inputs["activations"])
+    rows = split_range(inputs["images"], config.split)
+    n_parts = len(part_ranges(activations, rows))
+    runtime.map_parts(STAGE, config, inputs, out, runtime, out.ledger.missing(n_parts))
+
+    sae = load_sae(inputs["sae"])
+    sae_on.cache_clear()
+    n_classes = tables.of(inputs["images"], "classes").select(pl.len()).collect().item()
+    _, tokens_per_image = _tokens_per_image(config, activations)
+    with runtime.reporter.bar("statistics, tables", 3 * n_parts, "parts") as bar:
+        sums, histogram = merge_sums(out, n_parts, sae.n_latents)
+        bar.advance(n_parts)
+        best = merge_top(out, n_parts, sae.n_latents, config.k_images)
+        bar.advance(n_parts)
+        n_firing_classes = write_class_latents(out, n_parts, sae.n_latents, n_classes)
+        bar.advance(n_parts)
+    columns = latent_columns(
+        sums,
+        histogram,
+        best,
+        n_firing_classes,
+        torch.linalg.vector_norm(sae.W_dec.double(), dim=1).numpy(),
+        len(rows),
+        tokens_per_image,
+        config,
+    )
+    tables.write(out, latents_schema(config.quantiles), columns)
+    tables.write(out, LATENT_IMAGES, latent_images_columns(best))
+    n_dead = int((sums.n_images == 0).sum())
+    return {
+        "n_images": len(rows),
+        "n_latents": sae.n_latents,
+        "l0": float(sums.n_tokens.sum() / (len(rows) * tokens_per_image)),
+        "dead_fraction": n_dead / sae.n_latents,
+        "dense_fraction": float(np.mean(columns["dense"])),
+    }
 
 
-STAGE = Stage("statistics", 1, _run)
+STAGE = Stage("statistics", 1, _run, _run_part)

@@ -1,0 +1,247 @@
+"""The tables `latents`, `latent_images` and `class_latents`: their columns and the formulas behind them.
+
+Symbols in the descriptions: f_it is a latent's activation on token t of image i, N images, T tokens per image,
+a_i = (1/T) sum_t f_it the token mean. An image *fires* a latent if f_it > 0 for at least one t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.latent_counts import N_BINS, RELATIVE_ERROR, LatentSums, bin_middles
+from storage.tables import Column, TableSchema
+
+if TYPE_CHECKING:
+    from pipeline.evaluations.statistics import StatisticsConfig
+
+Convention = Literal["corrected", "paper"]
+
+# The reference's label entropy: what it adds inside the logarithm, and the fewest slots it accepts.
+_PAPER_EPSILON = 1e-9
+_PAPER_FEWEST_SLOTS = 10
+_LATENTS_AT_ONCE = 4096
+
+
+def quantile_column(quantile: float) -> str:
+    """`q50` for 0.5, `q99_9` for 0.999."""
+    return f"q{100 * quantile:g}".replace(".", "_")
+
+
+def latents_schema(quantiles: Sequence[float]) -> TableSchema:
+    """The table `latents`, with one column per quantile."""
+    quantile_columns = tuple(
+        Column(
+            quantile_column(q),
+            pa.float64(),
+            f"{q:g} quantile of f_it over the tokens with f_it > 0 (the smallest value that at least this share "
+            f"does not exceed), within {RELATIVE_ERROR:.1%}; from a histogram of 16 bins per octave, "
+            "2^-14 to 2^10; null for a dead latent.",
+            nullable=True,
+        )
+        for q in quantiles
+    )
+    return TableSchema(
+        "latents", "One row per latent of an SAE, over the images of one split.", _LATENTS + quantile_columns
+    )
+
+
+_LATENTS = (
+    Column("latent", pa.int32(), "Latent id: its column of W_enc and row of W_dec."),
+    Column("n_images", pa.int64(), "Images that fire it: #{i: a_i > 0}."),
+    Column("frequency", pa.float64(), "Share of images that fire it: n_images / N."),
+    Column("token_frequency", pa.float64(), "Share of tokens on which it is above 0: n_tokens / (N T)."),
+    Column(
+        "mean_activation",
+        pa.float64(),
+        "Mean over firing images of the token mean: sum_i a_i / n_images. Dead latents: null, or NaN under the "
+        "paper convention.",
+        nullable=True,
+    ),
+    Column("max_activation", pa.float64(), "Largest f_it over all images and tokens; 0 for a dead latent."),
+    Column(
+        "label_entropy",
+        pa.float64(),
+        "Entropy of the labels of the reference images in nats, weighted by activation: -sum_c p_c ln p_c with "
+        "p_c = sum_{i of class c} a_i / sum_i a_i. Dead latents: null. Paper convention: ln(p_c + 1e-9), NaN for "
+        "dead latents, -1 for all latents where fewer than 10 reference images are kept.",
+        nullable=True,
+    ),
+    Column(
+        "label_std",
+        pa.float64(),
+        "Standard deviation (population, unweighted) of the label ids of the reference images; null if dead.",
+        nullable=True,
+    ),
+    Column("n_classes", pa.int32(), "Classes, by label id, with at least one image that fires it."),
+    Column("dead", pa.bool_(), "No image fires it."),
+    Column("dense", pa.bool_(), "token_frequency exceeds the configured `dense_above`."),
+    Column(
+        "label_entropy_k",
+        pa.int32(),
+        "Reference images behind label_entropy and label_std: min(k_images, n_images).",
+    ),
+    Column("n_tokens", pa.int64(), "Tokens on which it is above 0: #{i,t: f_it > 0}."),
+    Column(
+        "n_tokens_above",
+        pa.int64(),
+        "Tokens on which it is above tau, the a_D[s] of masking: #{i,t: f_it > tau}.",
+    ),
+    Column(
+        "mean_token_activation",
+        pa.float64(),
+        "Mean over the tokens on which it is above 0: sum_it f_it / n_tokens; null for a dead latent.",
+        nullable=True,
+    ),
+    Column("decoder_norm", pa.float64(), "Euclidean length of its row of W_dec."),
+)
+
+LATENT_IMAGES = TableSchema(
+    "latent_images",
+    "The reference images of each latent: those with the largest token mean. A latent with fewer firing images "
+    "than k_images has fewer rows, a dead latent none.",
+    (
+        Column("latent", pa.int32(), "Latent id."),
+        Column("rank", pa.int32(), "1 for the strongest image; equal activations in order of the image id."),
+        Column("image", pa.int64(), "Row of the `images` table and of the activations."),
+        Column("activation", pa.float32(), "Token mean a_i of the latent on the image."),
+        Column("token", pa.int32(), "First token with the largest f_it, counted with prefix tokens."),
+        Column("label", pa.int32(), "Class id of the image."),
+        Column("token_activation", pa.float32(), "f_it at `token`: the largest on the image."),
+    ),
+)
+
+CLASS_LATENTS = TableSchema(
+    "class_latents",
+    "One row per class and latent that at least one image of the class fires.",
+    (
+        Column("class", pa.int32(), "Class id (label); classes that share a name stay apart."),
+        Column("latent", pa.int32(), "Latent id."),
+        Column("n_tokens", pa.int64(), "Tokens above tau, the a_c[s] of masking: #{i in c, t: f_it > tau}."),
+        Column("n_images", pa.int64(), "Images of the class that fire it: #{i in c: a_i > 0}."),
+        Column(
+            "mean_activation",
+            pa.float32(),
+            "Mean over those images of the token mean: sum_{i in c} a_i / n_images.",
+        ),
+    ),
+)
+
+
+def label_entropy(best: dict[str, np.ndarray], n_latents: int, k: int, convention: Convention) -> np.ndarray:
+    """Entropy in nats of the activation-weighted labels of each latent's reference images: float64 [S].
+
+    `best`: columns latent, activation and label. NaN for latents without images. Spec 3.
+    """
+    if convention == "paper" and k < _PAPER_FEWEST_SLOTS:
+        # The reference counts slots, filled or not, and there are always k of them.
+        return np.full(n_latents, -1.0)
+    weight = best["activation"].astype(np.float64)
+    total = np.bincount(best["latent"], weight, n_latents)
+    n_labels = int(best["label"].max(initial=0)) + 1
+    pairs, group = np.unique(best["latent"].astype(np.int64) * n_labels + best["label"], return_inverse=True)
+    latent = pairs // n_labels
+    p = np.bincount(group, weight, len(pairs)) / total[latent]
+    # Inside the logarithm the reference adds 1e-9, which moves the entropy by about 1e-9 per class.
+    # Its unfilled slots have weight 0 and so change nothing.
+    epsilon = _PAPER_EPSILON if convention == "paper" else 0.0
+    entropy = -np.bincount(latent, p * np.log(p + epsilon), n_latents)
+    return np.where(total > 0, entropy + 0.0, np.nan)
+
+
+def label_std(best: dict[str, np.ndarray], n_latents: int) -> np.ndarray:
+    """Population standard deviation of the label ids of each latent's reference images: float64 [S].
+
+    NaN for latents without images. The paper leaves weighting and degrees of freedom open.
+    """
+    latent, label = best["latent"], best["label"].astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        n = np.bincount(latent, minlength=n_latents)
+        mean = np.bincount(latent, label, n_latents) / n
+        return np.sqrt(np.bincount(latent, (label - mean[latent]) ** 2, n_latents) / n)
+
+
+def histogram_quantiles(
+    histogram: np.ndarray, quantiles: Sequence[float], largest: np.ndarray
+) -> list[np.ndarray]:
+    """Quantiles of each row's values: one float64 [S] per quantile, NaN for empty rows.
+
+    `histogram`: [S, N_BINS] counts. `largest` [S]: the true maxima, which no quantile may exceed.
+    """
+    middles = bin_middles()
+    found = [np.full(len(histogram), np.nan) for _ in quantiles]
+    for start in range(0, len(histogram), _LATENTS_AT_ONCE):
+        rows = slice(start, start + _LATENTS_AT_ONCE)
+        upto = np.cumsum(histogram[rows], axis=1, dtype=np.int64)
+        total = upto[:, -1]
+        for column, q in zip(found, quantiles, strict=True):
+            rank = np.maximum(1, np.ceil(q * total)).astype(np.int64)
+            bins = (upto < rank[:, None]).sum(axis=1)
+            values = np.minimum(middles[np.minimum(bins, N_BINS - 1)], largest[rows])
+            column[rows] = np.where(total > 0, values, np.nan)
+    return found
+
+
+def latent_columns(
+    sums: LatentSums,
+    histogram: np.ndarray,
+    best: dict[str, np.ndarray],
+    n_classes: np.ndarray,
+    decoder_norm: np.ndarray,
+    n_images: int,
+    tokens_per_image: int,
+    config: StatisticsConfig,
+) -> dict[str, pa.Array | np.ndarray]:
+    """The columns of `latents`.
+
+    `histogram` [S, N_BINS], `best` as `TopImages.best` gives it, `n_classes` [S]: classes that fire the latent,
+    `n_images`: images looked at (N).
+    """
+    n_latents = len(sums.n_images)
+    is_dead = sums.n_images == 0
+    token_frequency = sums.n_tokens / (n_images * tokens_per_image)
+    with np.errstate(invalid="ignore"):
+        mean_activation = sums.mean_sum / sums.n_images
+        mean_token_activation = sums.token_sum / sums.n_tokens
+    entropy = label_entropy(best, n_latents, config.k_images, config.convention)
+    # The reference's NaN for dead latents is kept under its own convention alone; elsewhere they are null.
+    unknown = np.zeros(n_latents, bool) if config.convention == "paper" else is_dead
+    columns: dict[str, pa.Array | np.ndarray] = {
+        "latent": np.arange(n_latents, dtype=np.int32),
+        "n_images": sums.n_images,
+        "frequency": sums.n_images / n_images,
+        "token_frequency": token_frequency,
+        "mean_activation": pa.array(mean_activation, mask=unknown),
+        "max_activation": sums.peak.astype(np.float64),
+        "label_entropy": pa.array(entropy, mask=unknown),
+        "label_std": pa.array(label_std(best, n_latents), mask=is_dead),
+        "n_classes": n_classes.astype(np.int32),
+        "dead": is_dead,
+        "dense": token_frequency > config.dense_above,
+        "label_entropy_k": np.minimum(sums.n_images, config.k_images).astype(np.int32),
+        "n_tokens": sums.n_tokens,
+        "n_tokens_above": sums.n_above,
+        "mean_token_activation": pa.array(mean_token_activation, mask=is_dead),
+        "decoder_norm": decoder_norm,
+    }
+    found = histogram_quantiles(histogram, config.quantiles, sums.peak)
+    for quantile, values in zip(config.quantiles, found, strict=True):
+        columns[quantile_column(quantile)] = pa.array(values, mask=is_dead)
+    return columns
+
+
+def latent_images_columns(best: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The columns of `latent_images`; `best` is ordered by latent and then rank."""
+    latent = best["latent"]
+    return {
+        "latent": latent,
+        "rank": (np.arange(len(latent)) - np.searchsorted(latent, latent) + 1).astype(np.int32),
+        "image": best["image"],
+        "activation": best["activation"],
+        "token": best["token"],
+        "label": best["label"],
+        "token_activation": best["peak"],
+    }

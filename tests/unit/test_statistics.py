@@ -1,0 +1,369 @@
+"""The statistics against a plain dense computation, column by column."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from sae_inputs import SmallWorld, run, train
+
+from pipeline import latents as latents_module
+from pipeline.evaluations.statistics import STAGE, StatisticsConfig
+from pipeline.latent_counts import (
+    RELATIVE_ERROR,
+    Firings,
+    PartCounts,
+    TopImages,
+    bin_middles,
+    bins_of,
+)
+from pipeline.latent_tables import histogram_quantiles, label_entropy, label_std, quantile_column
+from pipeline.latents import SparseLatents, decode, encode, part_ranges
+from pipeline.saes.base import Sae
+from pipeline.stage import Runtime
+from storage import tables
+from storage.activations import Activations
+from storage.artifacts import Artifact, Store
+from storage.errors import UserError
+
+# Class 0 and 3 share a name, class 4 has one image, and class 2 none in the train split.
+CLASS_NAMES = ["cup", "hat", "pen", "cup", "tie"]
+LABELS = [1, 0, 3, 3, 1, 0, 4, 1, 3, 0, 1, 3, 0, 1, 0, 3, 1, 2, 2, 0, 1]
+SPLITS = ["train"] * 17 + ["test"] * 4
+N_TRAIN = 17
+
+
+@pytest.fixture(scope="module")
+def world() -> SmallWorld:
+    return SmallWorld.make(LABELS, SPLITS, CLASS_NAMES)
+
+
+def read(artifact: Artifact, name: str) -> pl.DataFrame:
+    return tables.of(artifact, name).collect()
+
+
+def config(**fields: object) -> StatisticsConfig:
+    return StatisticsConfig.model_validate({"sae": "s", "k_images": 4, **fields})
+
+
+@pytest.fixture
+def statistics(world: SmallWorld, store: Store) -> Artifact:
+    return run(store, STAGE, config(), world.inputs(store))
+
+
+def test_sparse_latents_hold_the_dense_ones(world: SmallWorld) -> None:
+    x = torch.from_numpy(world.x).float().flatten(0, 1)
+    sparse = encode(world.sae, x)
+    dense = torch.zeros(len(x), sparse.n_latents)
+    dense[sparse.token(), sparse.latent.long()] = sparse.value
+    np.testing.assert_array_equal(dense.numpy(), world.f.reshape(len(x), -1))
+    torch.testing.assert_close(decode(sparse, world.sae.W_dec), dense @ world.sae.W_dec)
+
+
+def test_sparse_latents_are_the_same_in_smaller_blocks(
+    world: SmallWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.from_numpy(world.x).float().flatten(0, 1)
+    whole = encode(world.sae, x)
+    monkeypatch.setattr(latents_module, "tokens_per_block", lambda n_latents: 7)
+    blocks = encode(world.sae, x)
+    assert torch.equal(whole.offsets, blocks.offsets) and torch.equal(whole.latent, blocks.latent)
+    torch.testing.assert_close(whole.value, blocks.value)
+
+
+def test_latents_table(world: SmallWorld, statistics: Artifact) -> None:
+    f = world.f[:N_TRAIN].astype(np.float64)
+    n, n_tokens, n_latents = f.shape
+    labels = world.labels[:N_TRAIN]
+    mean = f.mean(axis=1)
+    fires = mean > 0
+    table = read(statistics, "latents")
+    assert table.columns[:11] == [
+        "latent",
+        "n_images",
+        "frequency",
+        "token_frequency",
+        "mean_activation",
+        "max_activation",
+        "label_entropy",
+        "label_std",
+        "n_classes",
+        "dead",
+        "dense",
+    ]
+    np.testing.assert_array_equal(table["latent"], np.arange(n_latents))
+    np.testing.assert_array_equal(table["n_images"], fires.sum(0))
+    np.testing.assert_allclose(table["frequency"], fires.mean(0))
+    np.testing.assert_allclose(table["token_frequency"], (f > 0).mean((0, 1)))
+    np.testing.assert_array_equal(table["n_tokens"], (f > 0).sum((0, 1)))
+    np.testing.assert_array_equal(table["n_tokens_above"], (f > 0.2).sum((0, 1)))
+    np.testing.assert_array_equal(table["max_activation"], f.max((0, 1)))
+    np.testing.assert_array_equal(table["dead"], ~fires.any(0))
+    np.testing.assert_array_equal(table["dense"], (f > 0).mean((0, 1)) > 0.1)
+    np.testing.assert_array_equal(
+        table["n_classes"], [len(set(labels[fires[:, s]].tolist())) for s in range(n_latents)]
+    )
+    np.testing.assert_allclose(
+        table["decoder_norm"], np.linalg.norm(world.sae.W_dec.numpy(), axis=1), rtol=1e-6
+    )
+    assert table["dead"].any() and not table["dead"].all()
+    assert set(
+        table.filter("dead").select("mean_activation", "label_entropy", "label_std", "q50").row(0)
+    ) == {None}
+    for row in table.filter(~pl.col("dead")).iter_rows(named=True):
+        s = row["latent"]
+        best = np.argsort(-mean[:, s], kind="stable")[:4]
+        best = best[mean[best, s] > 0]
+        p = np.array([mean[best, s][labels[best] == c].sum() for c in range(5)]) / mean[best, s].sum()
+        p = p[p > 0]
+        positive = f[:, :, s][f[:, :, s] > 0]
+        assert row["label_entropy_k"] == len(best)
+        assert row["mean_activation"] == pytest.approx(mean[fires[:, s], s].mean(), rel=1e-6)
+        assert row["mean_token_activation"] == pytest.approx(positive.mean(), rel=1e-6)
+        assert row["label_entropy"] == pytest.approx(-(p * np.log(p)).sum(), abs=1e-6)
+        assert row["label_std"] == pytest.approx(labels[best].std(), abs=1e-9)
+        for q in (0.1, 0.5, 0.9, 0.99):
+            exact = np.quantile(positive, q, method="inverted_cdf")
+            assert row[quantile_column(q)] == pytest.approx(exact, rel=RELATIVE_ERROR)
+    summary = statistics.manifest.summary
+    assert summary["l0"] == pytest.approx((f > 0).sum() / (n * n_tokens))
+    assert summary["dead_fraction"] == pytest.approx((~fires.any(0)).mean())
+
+
+def test_latent_images_table(world: SmallWorld, statistics: Artifact) -> None:
+    f = world.f[:N_TRAIN]
+    mean = f.astype(np.float64).mean(axis=1)
+    table = read(statistics, "latent_images")
+    assert table.columns[:6] == ["latent", "rank", "image", "activation", "token", "label"]
+    expected = []
+    for s in range(f.shape[2]):
+        images = np.argsort(-mean[:, s].astype(np.float32), kind="stable")[:4]
+        for rank, image in enumerate(i for i in images if mean[i, s] > 0):
+            token = int(f[image, :, s].argmax())
+            expected.append((s, rank + 1, image, token, world.labels[image], f[image, token, s]))
+    found = table.select("latent", "rank", "image", "token", "label", "token_activation").rows()
+    assert found == [tuple(np.array(row).tolist()) for row in expected] or found == expected
+    np.testing.assert_allclose(
+        table["activation"], [mean[image, latent] for latent, _, image, *_ in expected], rtol=1e-6
+    )
+    # Latents that fewer than k images fire have fewer rows.
+    per_latent = table.group_by("latent").len()["len"]
+    assert per_latent.min() < 4 == per_latent.max()
+
+
+def test_class_latents_table(world: SmallWorld, statistics: Artifact) -> None:
+    f = world.f[:N_TRAIN].astype(np.float64)
+    table = read(statistics, "class_latents")
+    assert table.columns[:5] == ["class", "latent", "n_tokens", "n_images", "mean_activation"]
+    expected = {}
+    for c in range(5):
+        of_class = f[world.labels[:N_TRAIN] == c]
+        fires = of_class.mean(1) > 0
+        for s in np.flatnonzero(fires.any(0)):
+            mean = of_class.mean(1)[fires[:, s], s].mean()
+            expected[c, int(s)] = ((of_class[:, :, s] > 0.2).sum(), fires[:, s].sum(), mean)
+    assert list(zip(table["class"], table["latent"], strict=True)) == list(expected)
+    np.testing.assert_array_equal(table["n_tokens"], [e[0] for e in expected.values()])
+    np.testing.assert_array_equal(table["n_images"], [e[1] for e in expected.values()])
+    np.testing.assert_allclose(table["mean_activation"], [e[2] for e in expected.values()], rtol=1e-6)
+    # Classes 0 and 3 share a name and stay apart; class 2 has no training image.
+    assert set(table["class"]) == {0, 1, 3, 4}
+
+
+def test_only_patch_tokens_count_when_asked(world: SmallWorld, store: Store) -> None:
+    artifact = run(store, STAGE, config(tokens="patches", k_images=1), world.inputs(store))
+    f = world.f[:N_TRAIN, 1:]
+    table = read(artifact, "latents")
+    np.testing.assert_array_equal(table["n_tokens"], (f > 0).sum((0, 1)))
+    np.testing.assert_allclose(table["token_frequency"], (f > 0).mean((0, 1)))
+    best = read(artifact, "latent_images")
+    # Positions stay those of the activation array.
+    for latent, image, token in best.select("latent", "image", "token").iter_rows():
+        assert token == f[image, :, latent].argmax() + 1
+
+
+def test_paper_convention(world: SmallWorld, store: Store) -> None:
+    inputs = world.inputs(store)
+    table = read(run(store, STAGE, config(convention="paper", k_images=10), inputs), "latents")
+    f = torch.from_numpy(world.f[:N_TRAIN])
+    labels = torch.from_numpy(world.labels[:N_TRAIN])
+    mean = f.mean(1)
+    n_fired = (mean > 0).sum(0)
+    value, image = mean.topk(10, dim=0)
+    entropy = []
+    for s in range(mean.shape[1]):
+        of_label = torch.stack([value[labels[image[:, s]] == c, s].sum() for c in range(5)])
+        p = of_label / of_label.sum()
+        entropy.append(-(p * torch.log(p + 1e-9)).sum())
+    np.testing.assert_allclose(table["frequency"], n_fired / N_TRAIN, rtol=1e-6)
+    np.testing.assert_allclose(table["mean_activation"].to_numpy(), mean.sum(0) / n_fired, rtol=1e-5)
+    np.testing.assert_allclose(table["label_entropy"].to_numpy(), entropy, atol=1e-6)
+    dead = table.filter("dead")
+    assert len(dead) and dead["mean_activation"].is_nan().all() and dead["label_entropy"].is_nan().all()
+
+
+def test_paper_convention_gives_no_entropy_for_fewer_than_ten_slots(world: SmallWorld, store: Store) -> None:
+    table = read(run(store, STAGE, config(convention="paper", k_images=9), world.inputs(store)), "latents")
+    assert (table["label_entropy"] == -1).all()
+
+
+@pytest.mark.parametrize(("chunk_images", "chunks_per_shard"), [(1, 1), (3, 2), (8, 5)])
+def test_results_do_not_depend_on_the_shards(
+    world: SmallWorld, statistics: Artifact, tmp_path: Path, chunk_images: int, chunks_per_shard: int
+) -> None:
+    other = Store(tmp_path / "other")
+    artifact = run(other, STAGE, config(), world.inputs(other, chunk_images, chunks_per_shard))
+    for name in ("latents", "latent_images", "class_latents"):
+        one, two = (read(a, name).drop("artifact") for a in (statistics, artifact))
+        assert one.columns == two.columns and len(one) == len(two)
+        for column in one.columns:
+            if one[column].dtype.is_float():
+                np.testing.assert_allclose(one[column].to_numpy(), two[column].to_numpy(), rtol=1e-6)
+            else:
+                assert one[column].equals(two[column])
+
+
+def tables_bytes(artifact: Artifact) -> dict[str, str]:
+    return {output.path: output.sha256 for output in artifact.manifest.outputs}
+
+
+def test_bytes_do_not_depend_on_the_order_of_parts_or_on_resuming(world: SmallWorld, tmp_path: Path) -> None:
+    def backwards(stage, config, inputs, out, runtime, parts) -> None:  # type: ignore[no-untyped-def]
+        for part in reversed(parts):
+            stage.run_part(config, inputs, out, runtime, part)
+
+    stores = [Store(tmp_path / name) for name in ("plain", "backwards", "resumed")]
+    plain = run(stores[0], STAGE, config(), world.inputs(stores[0]))
+    turned = run(stores[1], STAGE, config(), world.inputs(stores[1]), Runtime(map_parts=backwards))
+    inputs = world.inputs(stores[2])
+    out = stores[2].begin(stores[2].at("statistics", plain.key))
+    assert STAGE.run_part is not None
+    for part in (3, 1):
+        STAGE.run_part(config(), inputs, out, Runtime(), part)
+    done: list[int] = []
+
+    def counting(stage, config, inputs, out, runtime, parts) -> None:  # type: ignore[no-untyped-def]
+        done.extend(parts)
+        for part in parts:
+            stage.run_part(config, inputs, out, runtime, part)
+
+    resumed = run(stores[2], STAGE, config(), inputs, Runtime(map_parts=counting))
+    assert done == [0, 2, 4]
+    assert tables_bytes(plain) == tables_bytes(turned) == tables_bytes(resumed)
+    assert set(tables_bytes(plain)) == {
+        f"tables/{name}.parquet" for name in ("latents", "latent_images", "class_latents")
+    }
+    assert not (plain.path / "parts").exists()
+
+
+def test_classes_are_merged_in_groups(
+    world: SmallWorld, statistics: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.latent_merge._CELLS", 2 * world.sae.n_latents)
+    other = Store(tmp_path / "grouped")
+    grouped = run(other, STAGE, config(), world.inputs(other))
+    assert sum("class_latents/part-" in output.path for output in grouped.manifest.outputs) == 3
+    for name in ("latents", "class_latents"):
+        assert read(grouped, name).equals(read(statistics, name))
+
+
+def test_a_split_that_is_not_there_is_named(world: SmallWorld, store: Store) -> None:
+    with pytest.raises(UserError, match=r"split `val`.*`train`"):
+        run(store, STAGE, config(split="val"), world.inputs(store))
+
+
+def test_parts_are_the_shards_cut_to_the_split(world: SmallWorld, store: Store) -> None:
+    opened = Activations(world.inputs(store)["activations"])
+    assert part_ranges(opened, range(17)) == [
+        range(4),
+        range(4, 8),
+        range(8, 12),
+        range(12, 16),
+        range(16, 17),
+    ]
+    assert part_ranges(opened, range(17, 21)) == [range(17, 20), range(20, 21)]
+
+
+def test_bins_hold_their_values() -> None:
+    value = np.geomspace(2.0**-14, 1023.9, 10_001).astype(np.float32)
+    middle = bin_middles()[bins_of(value)]
+    assert np.abs(middle / value - 1).max() <= RELATIVE_ERROR
+    assert bins_of(np.array([1e-9, 1e9], np.float32)).tolist() == [0, len(bin_middles()) - 1]
+
+
+def test_quantiles_never_exceed_the_largest_value() -> None:
+    value = np.array([3.01, 3.01, 0.5], np.float32)
+    histogram = np.bincount(bins_of(value), minlength=len(bin_middles()))[None]
+    (median,), (last,) = histogram_quantiles(histogram, [0.3, 0.999], value[:1])
+    assert median == pytest.approx(0.5, rel=RELATIVE_ERROR)
+    assert last <= value[0]
+
+
+def test_equal_activations_keep_the_lower_image_id() -> None:
+    top = TopImages(n_latents=2, k=2)
+    for image in (9, 4, 7, 1):
+        one = np.array([0], np.int32)
+        top.add(
+            {
+                "latent": one,
+                "activation": np.ones(1, np.float32),
+                "image": np.array([image]),
+                "token": one,
+                "peak": np.ones(1, np.float32),
+                "label": one,
+            }
+        )
+        top.best()
+    assert top.best()["image"].tolist() == [1, 4]
+
+
+def test_the_first_of_equal_tokens_is_kept() -> None:
+    # Two images of three tokens; latent 1 is equally strong on tokens 1 and 2 of each.
+    latents = SparseLatents(
+        offsets=torch.tensor([0, 1, 3, 4, 5, 6, 7]),
+        latent=torch.tensor([0, 0, 1, 1, 0, 1, 1], dtype=torch.int32),
+        value=torch.tensor([2.0, 1.0, 3.0, 3.0, 0.1, 3.0, 3.0]),
+        n_latents=2,
+    )
+    firings = Firings.of(latents, tokens_per_image=3, tau=0.2)
+    assert firings.slot.tolist() == [0, 0, 1, 1] and firings.latent.tolist() == [0, 1, 0, 1]
+    assert firings.token.tolist() == [0, 1, 0, 1]
+    np.testing.assert_allclose(firings.peak, [2, 3, 0.1, 3])
+    np.testing.assert_allclose(firings.total, [3, 6, 0.1, 6], rtol=1e-6)
+    assert firings.n_tokens.tolist() == [2, 2, 1, 2] and firings.n_above.tolist() == [2, 2, 0, 2]
+
+
+def test_a_class_may_go_on_in_the_next_block(world: SmallWorld) -> None:
+    def counts(blocks: list[list[int]]) -> dict[str, np.ndarray]:
+        part = PartCounts(world.sae.n_latents, 4)
+        for images in blocks:
+            x = torch.from_numpy(world.x[images]).float().flatten(0, 1)
+            part.add(encode(world.sae, x), images, np.array([2] * len(images)), tau=0.2)
+        return part.arrays()
+
+    one, two = counts([[0, 1, 2, 3]]), counts([[0, 1], [2], [3]])
+    assert one["classes.label"].tolist() == two["classes.label"].tolist() == [2]
+    for name, values in one.items():
+        np.testing.assert_allclose(values, two[name], rtol=1e-6)
+
+
+def test_entropy_and_deviation_of_labels_in_closed_form() -> None:
+    best = {
+        "latent": np.array([0, 0, 2, 2, 2]),
+        "activation": np.array([1.0, 1.0, 2.0, 1.0, 1.0], np.float32),
+        "label": np.array([4, 4, 1, 5, 5]),
+    }
+    entropy = label_entropy(best, 3, 10, "corrected")
+    np.testing.assert_allclose(entropy, [0.0, np.nan, np.log(2)])
+    assert not np.signbit(entropy[0])
+    np.testing.assert_allclose(label_std(best, 3), [0.0, np.nan, np.sqrt(32 / 9)])
+
+
+def test_an_sae_that_never_fires(world: SmallWorld, store: Store) -> None:
+    dead = Sae(world.sae.W_enc, torch.full((world.sae.n_latents,), -1e3), world.sae.W_dec, world.sae.b_dec)
+    artifact = run(store, STAGE, config(), {**world.inputs(store), "sae": train(store, dead)})
+    assert read(artifact, "latents")["dead"].all()
+    assert len(read(artifact, "latent_images")) == len(read(artifact, "class_latents")) == 0
