@@ -151,8 +151,8 @@ def write_shards(
     template = writer.template
 
     def write(part: int, values: np.ndarray) -> None:
-        path = writer.write(template.shard_range(part).start, values)
-        out.ledger.record(part, [path])
+        file = writer.write(template.shard_range(part).start, values)
+        out.ledger.record(part, [file])
 
     pending: Future[None] | None = None
     with ThreadPoolExecutor(1) as pool:

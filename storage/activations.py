@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import google_crc32c
 import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 
 from storage.artifacts import Artifact
+from storage.atomic import write_atomic
 from storage.errors import UserError
+from storage.keys import digest_buffers
+from storage.ledger import FileRecord
 
 ActivationDtype = Literal["float16", "bfloat16"]
 
@@ -26,7 +31,9 @@ DIMENSIONS = ("image", "token", "channel")
 _CHUNK_BYTES = 2_500_000
 _SHARD_BYTES = 200_000_000
 # Zarr has no bfloat16: its bits are stored as uint16 and the attribute `dtype` says so.
-_BFLOAT16_NAN = 0x7FC0
+_NAN_BITS = {"float16": 0x7E00, "uint16": 0x7FC0}
+_CRC_BYTES = 4
+_ABSENT = np.iinfo(np.uint64).max
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,6 @@ class ActivationWriter:
         self.template = template
         if not (self.folder / "zarr.json").is_file():
             self._create(attributes)
-        self._array: zarr.Array = zarr.open_array(self.folder, mode="r+")
 
     def _create(self, attributes: Mapping[str, Any]) -> None:
         t = self.template
@@ -96,7 +102,7 @@ class ActivationWriter:
             chunks=(t.chunk_images, t.tokens_per_image, t.width),
             shards=(t.shard_images, t.tokens_per_image, t.width),
             dtype="float16" if is_float16 else "uint16",
-            fill_value=float("nan") if is_float16 else _BFLOAT16_NAN,
+            fill_value=float("nan") if is_float16 else _NAN_BITS["uint16"],
             compressors=[Crc32cCodec()],
             serializer=BytesCodec(),
             dimension_names=DIMENSIONS,
@@ -111,23 +117,58 @@ class ActivationWriter:
     def shard_file(self, shard: int) -> Path:
         return self.folder / "c" / str(shard) / "0" / "0"
 
-    def write(self, start: int, values: np.ndarray) -> Path:
-        """Writes one whole shard and returns its file.
+    def write(self, start: int, values: np.ndarray) -> FileRecord:
+        """Writes one whole shard, atomically and onto the disk for good, and returns what the ledger needs.
 
         `values`: [images, tokens, channels], float16, or uint16 bits of bfloat16. Raises ValueError if
         `values` is not exactly one shard: two writers of one shard would overwrite each other.
         """
         shard, offset = divmod(start, self.template.shard_images)
         expected = self.template.shard_range(shard)
-        if offset or len(values) != len(expected):
+        if offset or values.shape != (len(expected), self.template.tokens_per_image, self.template.width):
             raise ValueError(
                 f"images {start} to {start + len(values)} are not one whole shard "
                 f"({expected.start} to {expected.stop}): two writers would race on it"
             )
-        # Zarr would read, and check, a shard that is already there.
-        self.shard_file(shard).unlink(missing_ok=True)
-        self._array[expected.start : expected.stop] = values.view(self._array.dtype)
-        return self.shard_file(shard)
+        path = self.shard_file(shard)
+        buffers = encode_shard(values, self.template.chunk_images, self.template.chunks_per_shard)
+        # Digests take as long as the disk, so both go at once.
+        with ThreadPoolExecutor(1) as pool:
+            digest = pool.submit(digest_buffers, buffers)
+            write_atomic(path, *buffers)
+            return FileRecord(
+                path.relative_to(self.folder.parent).as_posix(),
+                sum(buffer.nbytes for buffer in buffers),
+                digest.result(),
+            )
+
+
+def encode_shard(values: np.ndarray, chunk_images: int, chunks_per_shard: int) -> list[memoryview]:
+    """A shard in Zarr v3's sharding format: chunks, each followed by its crc32c, then an index of (offset, size)
+    pairs with a crc32c of its own.
+
+    Equal to what Zarr writes and several times as fast, since nothing is copied or read back. The last chunk
+    is padded with NaN to full size; chunks past the end of the array are marked absent, as the format has it.
+    """
+    index = np.full((chunks_per_shard, 2), _ABSENT, "<u8")
+    buffers: list[memoryview] = []
+    offset = 0
+    bits = np.ascontiguousarray(values).view(np.uint16)
+    for number, start in enumerate(range(0, len(bits), chunk_images)):
+        chunk = bits[start : start + chunk_images]
+        if len(chunk) < chunk_images:
+            padded = np.full((chunk_images, *bits.shape[1:]), _NAN_BITS[str(values.dtype)], np.uint16)
+            padded[: len(chunk)] = chunk
+            chunk = padded
+        buffers += _with_crc32c(chunk)
+        index[number] = (offset, chunk.nbytes + _CRC_BYTES)
+        offset += chunk.nbytes + _CRC_BYTES
+    return [*buffers, *_with_crc32c(index)]
+
+
+def _with_crc32c(data: np.ndarray) -> tuple[memoryview, memoryview]:
+    flat = data.reshape(-1).view(np.uint8)
+    return memoryview(flat), memoryview(google_crc32c.value(flat).to_bytes(_CRC_BYTES, "little"))
 
 
 class Activations:

@@ -119,17 +119,26 @@ class Artifact:
                 return f"{self.path / output.path}: missing or truncated (expected {output.bytes:,} bytes)"
         return None
 
-    def damaged_files(self) -> list[str]:
-        """Every output whose content does not match its digest, relative to the artifact. Reads everything."""
-        return [
-            output.path
-            for output in self.manifest.outputs
-            if not output.has_right_size(self.path) or digest_file(self.path / output.path) != output.sha256
-        ]
+    def damaged_files(self, on_file: Callable[[], object] = lambda: None) -> list[str]:
+        """Every output whose content does not match its digest, relative to the artifact. Reads everything.
+
+        `on_file` is called after each file.
+        """
+        damaged = []
+        for output in self.manifest.outputs:
+            path = self.path / output.path
+            if not output.has_right_size(self.path) or digest_file(path) != output.sha256:
+                damaged.append(output.path)
+            on_file()
+        return damaged
 
     def n_bytes(self) -> int:
-        """Size on disk of everything in the folder."""
-        return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
+        """Size on disk of everything in the folder, which may be growing."""
+        total = 0
+        for path in self.path.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):
+                total += path.stat().st_size if path.is_file() else 0
+        return total
 
 
 @dataclass
@@ -287,6 +296,17 @@ class Store:
             self.root / "experiments" / f"{name}.json",
             canonical_json({address: list(pair) for address, pair in artifacts.items()}).encode(),
         )
+
+    def forget_experiment(self, name: str) -> None:
+        """Drops the record of a named experiment, so that `gc` may take what only that one needed.
+
+        Raises UserError if there is none of that name.
+        """
+        try:
+            (self.root / "experiments" / f"{name}.json").unlink()
+        except FileNotFoundError:
+            known = ", ".join(self.experiments()) or "none"
+            raise UserError(f"{self.root}: no recorded run `{name}` (recorded: {known}).") from None
 
     def experiments(self) -> dict[str, dict[str, tuple[str, str]]]:
         """Every recorded experiment: name -> address -> (stage, key)."""

@@ -23,13 +23,13 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Makes `path` hold `data`, or leaves it as it was: temporary file, fsync, rename, fsync of the folder."""
+def write_atomic(path: Path, *data: bytes | memoryview) -> None:
+    """Makes `path` hold `data` (buffers one after another), or leaves it as it was: temporary file, fsync, rename, fsync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            file.writelines(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

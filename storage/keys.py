@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,14 @@ def canonical_json(value: Any) -> str:
 def digest_bytes(data: bytes | memoryview) -> str:
     """sha256 of `data` as hex."""
     return hashlib.sha256(data).hexdigest()
+
+
+def digest_buffers(buffers: Iterable[memoryview]) -> str:
+    """sha256 of buffers one after another; other threads run meanwhile."""
+    digest = hashlib.sha256()
+    for buffer in buffers:
+        digest.update(buffer)
+    return digest.hexdigest()
 
 
 def digest_json(value: Any) -> str:

@@ -43,14 +43,21 @@ class Ledger:
     def _entry(self, part: int) -> Path:
         return self.folder / f"part-{part:06d}.json"
 
-    def record(self, part: int, files: Sequence[Path], values: dict[str, Any] | None = None) -> None:
-        """Marks `part` as done. `values` are small results the stage needs again when it finishes."""
-        for path in files:
-            sync_file(path)
-            sync_file(path.parent)
+    def record(
+        self, part: int, files: Sequence[Path | FileRecord], values: dict[str, Any] | None = None
+    ) -> None:
+        """Marks `part` as done. Files given as paths are forced to the disk and digested here; as records, they
+        already were. `values` are small results the stage needs again when it finishes."""
+        records = []
+        for file in files:
+            if isinstance(file, Path):
+                sync_file(file)
+                sync_file(file.parent)
+                file = FileRecord.of(self.root, file)
+            records.append(vars(file))
         body = {
             "part": part,
-            "files": [vars(FileRecord.of(self.root, path)) for path in files],
+            "files": records,
             "values": values or {},
         }
         write_atomic(self._entry(part), canonical_json({**body, "digest": digest_json(body)}).encode())

@@ -109,6 +109,14 @@ def of(artifact: Artifact, name: str) -> pl.LazyFrame:
     return pl.scan_parquet(files)
 
 
+def columns(path: Path) -> list[tuple[str, str, str]]:
+    """(name, type, sentence) of every column of a table's file, from its Parquet metadata."""
+    return [
+        (field.name, str(field.type), (field.metadata or {}).get(b"description", b"").decode())
+        for field in pq.read_schema(path)
+    ]
+
+
 def names(store: Store) -> dict[str, list[Path]]:
     """Every table of the committed artifacts: name -> files."""
     found: dict[str, list[Path]] = {}

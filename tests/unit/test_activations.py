@@ -106,3 +106,13 @@ def test_shapes_decide_chunks_and_shards() -> None:
     assert template.n_bytes == 1_281_167 * 197 * 768 * 2
     small = ActivationTemplate.plan(2_000, 65, 128, "float16")
     assert small.n_shards >= 8
+
+
+def test_shards_have_the_bytes_zarr_itself_writes(tmp_path: Path) -> None:
+    stored = written(tmp_path)
+    template = ActivationTemplate(dtype="float16", **TEMPLATE)
+    ActivationWriter(tmp_path / "plain", template, {"n_prefix_tokens": 1})
+    zarr.open_array(tmp_path / "plain" / ARRAY, mode="r+")[:] = stored
+    for shard in range(3):
+        name = Path(ARRAY) / "c" / str(shard) / "0" / "0"
+        assert (tmp_path / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
