@@ -1,0 +1,100 @@
+"""The flow `experiment`: every wanted node of an experiment, inputs before what they feed."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows.map_parts import DaskParts
+from flows.request import Resources, Work, check_can_run, open_work
+from flows.stage_task import Build, Reference, results_folder, run_stage
+from pipeline.plan import Planned, plan_node, run_node
+from pipeline.progress import ConsoleReporter
+from pipeline.stage import Runtime
+from storage.errors import UserError
+
+
+@flow(name="experiment", flow_run_name="{experiment}", validate_parameters=True)
+def experiment(
+    experiment: str = "demo",
+    overrides: list[str] | None = None,
+    store: str | None = None,
+    only: list[str] | None = None,
+    rerun: list[str] | None = None,
+    resources: Resources = Resources(),  # noqa: B008 (frozen)
+) -> dict[str, Reference]:
+    """Runs what is missing of an experiment.
+
+    experiment: a preset's name or a YAML file; overrides: PATH=VALUE strings; store: PATCHSAE_STORE or
+    ./store if empty; only, rerun: stages or `stage/name` addresses. Returns address -> artifact.
+    """
+    work = open_work(experiment, overrides or [], store, only or [], rerun or [])
+    check_can_run(work)
+    return run_nodes(work, resources)
+
+
+def run_nodes(work: Work, resources: Resources) -> dict[str, Reference]:
+    """Runs the wanted nodes one after another as tasks of the current flow.
+
+    Nodes are planned again one by one: the key of what follows an index or weights is known only once that
+    is there. A node that is cached is called too, so that Prefect shows it as such.
+    """
+    with DaskParts(resources.dask) as map_parts:
+        runtime = _runtime(resources, map_parts)
+        committed = work.store.committed()
+        planned: dict[str, Planned] = {}
+        references: dict[str, Reference] = {}
+        built: set[str | None] = set()
+        for address, before in work.planned.items():
+            item = planned[address] = plan_node(work.store, before.node, planned, committed)
+            if address not in work.wanted:
+                continue
+            if address in work.again and item.key not in built:
+                _discard(work, item)
+                item = plan_node(work.store, before.node, planned, committed)
+            references[address] = _run(work, item, planned, runtime)
+            built.add(item.key)
+            planned[address] = plan_node(work.store, before.node, planned, committed)
+        return references
+
+
+def _runtime(resources: Resources, map_parts: DaskParts) -> Runtime:
+    given = {
+        name: value
+        for name in ("device", "workers", "checkpoint_seconds")
+        if (value := getattr(resources, name)) is not None
+    }
+    return Runtime.here(**given, reporter=ConsoleReporter(), map_parts=map_parts)
+
+
+def _discard(work: Work, item: Planned) -> None:
+    if item.key is None:
+        return
+    artifact = work.store.at(item.node.stage.name, item.key)
+    with work.store.locked(artifact):
+        if artifact.path.exists():
+            work.store.discard(artifact)
+
+
+def _run(work: Work, item: Planned, planned: dict[str, Planned], runtime: Runtime) -> Reference:
+    """Runs one node as a task. Raises UserError if what it needs is missing."""
+    address = item.node.address
+    if item.state == "blocked":
+        raise UserError(f"{address}: {item.why}")
+    if item.key is None:
+        raise UserError(f"{address}: {item.why}, which is not among the stages to run; run that first.")
+    # Before it is built: `gc` must not take what a run has begun.
+    known = {a: (p.node.stage.name, p.key) for a, p in planned.items() if p.key is not None}
+    work.store.record_experiment(work.record, known)
+    task = run_stage.with_options(
+        task_run_name=address,
+        refresh_cache=item.state != "cached",
+        result_storage=results_folder(work.store),
+    )
+    return task(
+        experiment=work.record,
+        address=address,
+        stage=item.node.stage.name,
+        key=item.key,
+        device=runtime.device,
+        build=Build(lambda: run_node(work.store, item, planned, runtime)),
+    )

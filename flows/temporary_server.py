@@ -1,0 +1,137 @@
+"""A Prefect server for the length of one run, where none is configured.
+
+Prefect would start one by itself, but that one outlives a killed run, stops at the first Ctrl-C (so that the
+run cannot even be reported as interrupted), each Dask worker would start its own, and two that start at the
+same time break each other's database. This one has a database of its own, gone with it.
+
+    python -m flows.temporary_server PORT      is the server; it ends when its standard input is closed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from storage.errors import UserError
+
+_STARTUP_SECONDS = 180.0
+_own_urls: set[str] = set()
+
+
+def has_lasting_server() -> bool:
+    """Whether this process talks to a server that other runs use too."""
+    from prefect.settings import PREFECT_API_URL
+
+    url = PREFECT_API_URL.value()
+    return bool(url) and url not in _own_urls
+
+
+@contextlib.contextmanager
+def server_for_a_run() -> Iterator[None]:
+    """Within it there is a Prefect API: the configured one, or a temporary one of this process.
+
+    Raises UserError if a configured server does not answer, or the temporary one does not start.
+    """
+    from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
+
+    configured = PREFECT_API_URL.value()
+    if configured:
+        _check_answers(configured)
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="patchsae-", ignore_cleanup_errors=True) as folder:
+        process, url = _start(Path(folder) / "prefect.db")
+        _own_urls.add(url)
+        try:
+            # Nobody will read a log that goes with its server.
+            with temporary_settings({PREFECT_API_URL: url, PREFECT_LOGGING_TO_API_ENABLED: False}):
+                yield
+        finally:
+            process.communicate()
+
+
+def _start(database: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """Starts the server in a process group of its own and waits until it answers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
+    process = subprocess.Popen(
+        [sys.executable, "-m", __name__, str(port)],
+        stdin=subprocess.PIPE,
+        env={
+            **os.environ,
+            "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{database}",
+            "PREFECT__SERVER_EPHEMERAL": "1",
+            "PREFECT__SERVER_FINAL": "1",
+        },
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + _STARTUP_SECONDS
+    while not _answers(url):
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise UserError(
+                f"{url}: Prefect's temporary server did not start (its own message is above); run "
+                "`prefect server start` elsewhere and set PREFECT_API_URL to use that one."
+            )
+        time.sleep(0.1)
+    return process, url
+
+
+def _answers(url: str) -> bool:
+    # Proxies of the environment are for other machines.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"{url}/health", timeout=5) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _check_answers(url: str) -> None:
+    import httpx
+    from prefect.client.orchestration import get_client
+
+    try:
+        with get_client(sync_client=True) as client:
+            client.hello()
+    except httpx.HTTPError as error:
+        raise UserError(
+            f"PREFECT_API_URL is {url}, which does not answer ({type(error).__name__}); start that server, or "
+            "`prefect config unset PREFECT_API_URL` to run without one."
+        ) from None
+
+
+def _serve(port: int) -> None:
+    """Runs Prefect's API until standard input ends, which it does however the parent process ends."""
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(ephemeral=True, final=True), "127.0.0.1", port, log_level="error")
+    )
+
+    def stop_with_parent() -> None:
+        while os.read(0, 1):
+            pass
+        server.should_exit = True
+        time.sleep(10)
+        os._exit(0)
+
+    threading.Thread(target=stop_with_parent, daemon=True).start()
+    server.run()
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]))
