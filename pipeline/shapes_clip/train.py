@@ -8,14 +8,18 @@ and text, as in RegionCLIP, arXiv:2112.09106), weighted by how much of a patch s
 third, shape stays at chance for the first 25,000 images while colour and texture are learnt; with it and
 the initialisation below shape starts to rise after 5,000.
 
-The images are `pretrain` 0, 1, 2, ... of the given seed, each seen once. Weights, gradients and activations
-are bfloat16, the optimiser's copy is float32. A checkpoint holds everything, so an interrupted run resumes.
+The images are `pretrain` 0, 1, 2, ... of the given seed, each seen once. The learning rate stays constant
+until every accuracy on held-out images reaches the target, then falls to zero and the run ends. Weights and
+activations are bfloat16, the optimiser's copy is float32. One single-threaded process per core, synchronised
+once per step: threads would meet hundreds of times per step and stall whenever the machine does other work.
+A checkpoint holds everything, so an interrupted run resumes.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import math
 import shlex
@@ -28,9 +32,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.multiprocessing.spawn import spawn
+from torch.utils.data import DataLoader, IterableDataset
 
 from pipeline import shapes_world
 from pipeline.datasets.shapes import TEMPLATES
@@ -39,7 +45,8 @@ from pipeline.shapes_clip.tokenizer import WordTokenizer
 
 ATTRIBUTE_WEIGHTS = {"shape": 2.0, "colour": 0.5, "texture": 1.0, "size": 0.5, "background": 0.5}
 CAPTION_WEIGHT = 0.5
-PATCH_WEIGHTS = (2.0, 0.5)  # at the first and at the last step, linear between
+PATCH_WEIGHT = 2.0  # falls with the learning rate
+WARM_UP_STEPS = 100
 MAX_LOGIT_SCALE = math.log(100)
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -62,27 +69,28 @@ def plain_attention(
 
 
 class Stream(IterableDataset[Batch]):
-    """Batches `first_step`, `first_step + 1`, ... of `pretrain`: normalised images float32 [n, 3, 64, 64],
-    captions int64 [n, context], share of each patch that shows each prompt's value [n, 64, prompts]."""
+    """One process's share of the steps `first_step`, `first_step + 1`, ..., without end.
+
+    A batch: normalised images float32 [n, 3, 64, 64], captions int64 [n, context], and the share of each
+    patch that shows each prompt's value, float32 [n, 64, prompts]. `part` is (rank, number of processes).
+    """
 
     def __init__(
         self,
         seed: int,
         batch: int,
+        part: tuple[int, int],
         first_step: int,
-        n_steps: int,
         tokenizer: WordTokenizer,
         config: dict[str, Any],
     ):
-        self.seed, self.batch, self.first_step, self.n_steps = seed, batch, first_step, n_steps
-        self.tokenizer = tokenizer
-        self.config = config
+        self.seed, self.batch, self.part, self.first_step = seed, batch, part, first_step
+        self.tokenizer, self.config = tokenizer, config
 
     def __iter__(self) -> Iterator[Batch]:
-        worker = get_worker_info()
-        offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        for step in range(self.first_step + offset, self.n_steps, stride):
-            indices = range(step * self.batch, (step + 1) * self.batch)
+        rank, n_processes = self.part
+        for step in itertools.count(self.first_step):
+            indices = range(step * self.batch + rank, (step + 1) * self.batch, n_processes)
             scenes = [shapes_world.render(self.seed, "pretrain", i) for i in indices]
             images = normalise(np.stack([s.image for s in scenes]), self.config)
             yield images, self.tokenizer([s.caption for s in scenes]), patch_shares(scenes)
@@ -148,10 +156,20 @@ def initialise(model: Any, width: int, head_width: int) -> None:
             torch.nn.init.zeros_(block.attn.in_proj_bias)
 
 
+def encode_text(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """open_clip's encode_text, normalised, float32 [n, embed_dim]; spares the padding that all texts have."""
+    ends = ids.argmax(dim=-1)
+    length = int(ends.max()) + 1
+    x = model.token_embedding(ids[:, :length]) + model.positional_embedding[:length]
+    x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
+    pooled = x[torch.arange(len(ids)), ends] @ model.text_projection
+    return F.normalize(pooled.float(), dim=-1)
+
+
 def loss_of(
     model: Any, scale: torch.Tensor, batch: Batch, prompt_ids: torch.Tensor, patch_weight: float
 ) -> torch.Tensor:
-    """The training loss; `scale` is the float32 logarithm of the logit scale."""
+    """The training loss; `scale` is the logarithm of the logit scale."""
     images, captions, shares = batch
     visual = model.visual
     visual.output_tokens = True
@@ -159,8 +177,7 @@ def loss_of(
     visual.output_tokens = False
     image_features = F.normalize(pooled.float(), dim=-1) * scale.exp()
     patch_features = F.normalize((tokens @ visual.proj).float(), dim=-1) * scale.exp()
-    text_features = F.normalize(model.encode_text(torch.cat([captions, prompt_ids])).float(), dim=-1)
-    caption_features, prompt_features = text_features.split([len(captions), len(prompt_ids)])
+    caption_features, prompt_features = encode_text(model, captions), encode_text(model, prompt_ids)
     logits = image_features @ caption_features.T
     same = torch.arange(len(logits))
     loss = CAPTION_WEIGHT * (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)) / 2
@@ -213,14 +230,20 @@ def zero_shot_accuracy(
     return accuracies
 
 
-def learning_rate(step: int, n_steps: int, peak: float) -> float:
-    """Linear warm-up over 2 % of the run, constant to 60 %, then half a cosine to zero."""
-    warm_up, decay = 0.02 * n_steps, 0.6 * n_steps
-    if step < warm_up:
-        return peak * (step + 1) / (warm_up + 1)
-    if step < decay:
-        return peak
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - decay) / (n_steps - decay)))
+def learning_rate(step: int, decay_from: int, decay_steps: int) -> float:
+    """As a share of the peak: linear warm-up, constant, then half a cosine to zero."""
+    if step < decay_from:
+        return min(1.0, (step + 1) / WARM_UP_STEPS)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - decay_from) / decay_steps)))
+
+
+def decay_start(history: list[dict[str, float]], options: argparse.Namespace) -> int:
+    """The step at which the learning rate starts to fall: at the first evaluation where every accuracy
+    (but that of size, which is no label) reaches the target, or so that `--images` are not exceeded."""
+    for entry in history:
+        if min(entry[a] for a in ("shape", "colour", "texture", "background")) >= options.target:
+            return int(entry["images"]) // options.batch
+    return (options.images - options.decay_images) // options.batch
 
 
 def optimiser_of(model: Any) -> torch.optim.AdamW:
@@ -235,89 +258,136 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights and training.json")
     parser.add_argument("--checkpoints", type=Path, required=True, help="folder to resume from")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights and of the images")
-    parser.add_argument("--images", type=int, default=400_000)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--images", type=int, default=400_000, help="at most so many")
+    parser.add_argument("--target", type=float, default=0.93, help="accuracy at which the tail begins")
+    parser.add_argument("--decay-images", type=int, default=80_000, help="length of the tail")
+    parser.add_argument("--batch", type=int, default=64, help="images per step, over all processes")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--evaluate-every", type=int, default=250, help="steps; also the checkpoint interval")
-    return parser.parse_args(arguments)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--evaluate-every", type=int, default=150, help="steps; also the checkpoint interval")
+    options = parser.parse_args(arguments)
+    options.command = shlex.join(["python", "-m", "pipeline.shapes_clip.train", *(arguments or sys.argv[1:])])
+    return options
 
 
-def main(arguments: list[str] | None = None) -> None:
-    options = parse(arguments)
+def average_gradients(pairs: list[tuple[torch.nn.Parameter, torch.nn.Parameter]]) -> None:
+    """Moves the gradients of the bfloat16 weights, averaged over the processes, to the float32 copy."""
+    used = [(full, half.grad) for full, half in pairs if half.grad is not None]
+    flat = torch.cat([grad.flatten().float() for _, grad in used])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    parts = flat.split([grad.numel() for _, grad in used])
+    for (full, grad), part in zip(used, parts, strict=True):
+        full.grad = part.view_as(grad)
+    for _, half in pairs:
+        half.grad = None
+
+
+def train(rank: int, options: argparse.Namespace) -> None:
+    """One of the training processes; the first one also evaluates and writes."""
+    torch.set_num_threads(1)
+    rendezvous = f"file://{(options.checkpoints / 'rendezvous').resolve()}"
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=options.processes)
     config = json.loads((FOLDER / "model.json").read_text())
-    text_cfg = config["model_cfg"]["text_cfg"]
-    tokenizer = WordTokenizer((FOLDER / config["vocabulary"]).read_text().split(), text_cfg["context_length"])
+    text_cfg, vision_cfg = config["model_cfg"]["text_cfg"], config["model_cfg"]["vision_cfg"]
+    words = (FOLDER / config["vocabulary"]).read_text().split()
+    tokenizer = WordTokenizer(words, text_cfg["context_length"])
     if tokenizer.vocab_size != text_cfg["vocab_size"]:
         raise ValueError(f"model.json: set text_cfg.vocab_size to {tokenizer.vocab_size}")
     F.scaled_dot_product_attention = plain_attention  # type: ignore[assignment]
     torch.manual_seed(options.seed)
     master: Any = build(config)
-    vision_cfg = config["model_cfg"]["vision_cfg"]
     initialise(master, vision_cfg["width"], vision_cfg["head_width"])
     optimiser = optimiser_of(master)
-    n_steps = options.images // options.batch
-    step, seconds, history = 0, 0.0, []
+    step, seconds = 0, 0.0
+    history: list[dict[str, float]] = []
     checkpoint = options.checkpoints / "checkpoint.pt"
-    options.checkpoints.mkdir(parents=True, exist_ok=True)
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         master.load_state_dict(saved["model"])
         optimiser.load_state_dict(saved["optimiser"])
         step, seconds, history = saved["step"], saved["seconds"], saved["history"]
+    dist.barrier()
     model = copy.deepcopy(master).to(torch.bfloat16)
     pairs = list(zip(master.parameters(), model.parameters(), strict=True))
-    revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
     prompt_ids = [tokenizer(prompts(template)) for template in range(len(TEMPLATES["shape"]))]
-    stream = Stream(options.seed, options.batch, step, n_steps, tokenizer, config)
-    running, start = 0.0, time.monotonic()
+    decay_steps = options.decay_images // options.batch
+    decay_from = decay_start(history, options)
+    stream = Stream(options.seed, options.batch, (rank, options.processes), step, tokenizer, config)
+    losses: list[float] = []
+    start = time.monotonic()
     for batch in DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4):
-        scale = master.logit_scale
-        first, last = PATCH_WEIGHTS
-        patch_weight = first + (last - first) * step / n_steps
-        loss = loss_of(model, scale, batch, prompt_ids[step % len(prompt_ids)], patch_weight)
+        share = learning_rate(step, decay_from, decay_steps)
+        loss = loss_of(
+            model, model.logit_scale.float(), batch, prompt_ids[step % len(prompt_ids)], PATCH_WEIGHT * share
+        )
         loss.backward()
-        for master_parameter, parameter in pairs:
-            if parameter.grad is not None:
-                master_parameter.grad = parameter.grad.float()
-                parameter.grad = None
+        average_gradients(pairs)
         torch.nn.utils.clip_grad_norm_(master.parameters(), 1.0)
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, n_steps, options.learning_rate)
+            group["lr"] = options.learning_rate * share
         optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
         with torch.no_grad():
             master.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
-            for master_parameter, parameter in pairs:
-                parameter.copy_(master_parameter)
+            for full, half in pairs:
+                half.copy_(full)
         step += 1
-        running += loss.item()
-        if step % options.evaluate_every == 0 or step == n_steps:
-            elapsed = seconds + time.monotonic() - start
+        losses.append(loss.item())
+        done = step >= decay_from + decay_steps
+        if step % options.evaluate_every == 0 or done:
+            # Every process evaluates: all of them must see the same start of the tail.
             accuracy = zero_shot_accuracy(model, tokenizer, config, options.seed, 500)
-            mean_loss = running / (1 + (step - 1) % options.evaluate_every)
-            history.append({"images": step * options.batch, "loss": round(mean_loss, 4), **accuracy})
-            print(f"{elapsed:.0f} s", json.dumps(history[-1]), flush=True)
-            running = 0.0
-            state = {"model": master.state_dict(), "optimiser": optimiser.state_dict()}
-            part = checkpoint.with_suffix(".part")
-            torch.save({**state, "step": step, "seconds": elapsed, "history": history}, part)
-            part.replace(checkpoint)
-    seconds += time.monotonic() - start
+            mean_loss = round(sum(losses) / len(losses), 4)
+            history.append({"images": step * options.batch, "loss": mean_loss, **accuracy})
+            decay_from = decay_start(history, options)
+            losses = []
+            if rank == 0:
+                elapsed = seconds + time.monotonic() - start
+                print(f"{elapsed:.0f} s", json.dumps(history[-1]), flush=True)
+                state = {"model": master.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
+                part = checkpoint.with_suffix(".part")
+                torch.save({**state, "seconds": elapsed, "history": history}, part)
+                part.replace(checkpoint)
+        if done:
+            break
+    dist.destroy_process_group()
+    if rank == 0:
+        write(master.eval(), tokenizer, config, options, history, seconds + time.monotonic() - start)
+
+
+def write(
+    model: Any,
+    tokenizer: WordTokenizer,
+    config: dict[str, Any],
+    options: argparse.Namespace,
+    history: list[dict[str, float]],
+    seconds: float,
+) -> None:
+    """The weights (float32) and the record of the run."""
     options.out.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in master.state_dict().items()}, options.out / "model.safetensors")
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, options.out / "model.safetensors")
     record = {
-        "command": shlex.join(["python", "-m", "pipeline.shapes_clip.train", *(arguments or sys.argv[1:])]),
-        "git_revision": revision.strip(),
+        "command": options.command,
+        "git_revision": options.revision,
         "seed": options.seed,
-        "images_seen": n_steps * options.batch,
+        "images_seen": history[-1]["images"],
         "seconds": round(seconds),
         "torch": torch.__version__,
-        "heldout_accuracy": zero_shot_accuracy(master.eval(), tokenizer, config, options.seed, 2000),
+        "heldout_accuracy": zero_shot_accuracy(model, tokenizer, config, options.seed, 2000),
         "heldout_images": 2000,
         "history": history,
     }
     (options.out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record["heldout_accuracy"]))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    options.checkpoints.mkdir(parents=True, exist_ok=True)
+    (options.checkpoints / "rendezvous").unlink(missing_ok=True)
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    options.revision = git.stdout.strip()
+    spawn(train, args=(options,), nprocs=options.processes)
 
 
 if __name__ == "__main__":
