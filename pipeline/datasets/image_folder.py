@@ -6,11 +6,13 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from open_clip import IMAGENET_CLASSNAMES
 from PIL import Image
 from pydantic import Field
 
@@ -37,6 +39,9 @@ class ImageFolderConfig(DatasetConfig):
     csv: Location | None = None
     test_fraction: float = Field(0.2, ge=0, lt=1)
     """Of each class, without `splits` and `csv`; a class always keeps a training image."""
+    class_names: Literal["imagenet"] | tuple[str, ...] | None = None
+    """What the classes are called, in the sorted order of their folders: a list, or the 1,000 names of ImageNet
+    (whose folders are WordNet ids). The folders' own names if not given."""
     prompts: tuple[str, ...] = Field(("a photo of a {}.",), exclude=True)
     """Zero-shot templates; hashed where they are used, not with the images."""
     n_images: int | None = Field(None, exclude=True)
@@ -71,6 +76,8 @@ class ImageFolder(Dataset):
                 f"dataset root {self.root}: no such folder; give the folder that holds the images."
             )
         names, records = self._from_csv() if self.config.csv else self._from_folders()
+        if self.config.class_names is not None:
+            names, records = self._renamed(names, records)
         if not records:
             raise UserError(f"dataset root {self.root}: no images found ({', '.join(sorted(_SUFFIXES))}).")
         expected = self.config.n_images
@@ -79,6 +86,15 @@ class ImageFolder(Dataset):
                 f"dataset root {self.root}: n_images is {expected:,}, but there are {len(records):,}."
             )
         return names, records
+
+    def _renamed(self, folders: list[str], records: list[Record]) -> tuple[list[str], list[Record]]:
+        given = IMAGENET_CLASSNAMES if self.config.class_names == "imagenet" else self.config.class_names
+        names = list(given or ())
+        if len(names) != len(folders):
+            raise UserError(
+                f"class_names: {len(names):,} names for the {len(folders):,} classes in {self.root}; give one per class."
+            )
+        return names, [replace(record, class_name=names[record.label]) for record in records]
 
     def class_names(self) -> list[str]:
         return self._listed[0]

@@ -110,3 +110,16 @@ def test_sixteen_bit_grey_keeps_its_shades() -> None:
 def test_unreadable_images_raise_oserror(data: bytes) -> None:
     with pytest.raises(OSError):
         decode_rgb(data)
+
+
+def test_classes_can_be_renamed_and_need_one_name_each(tmp_path: Path) -> None:
+    for folder in ("n02", "n01"):
+        save_image(tmp_path / folder / "0.png")
+    dataset = ImageFolderConfig(root=str(tmp_path), class_names=("crane", "crane")).build()
+    assert dataset.class_names() == ["crane", "crane"]
+    assert [(r.source, r.label, r.class_name) for r in dataset.records()] == [
+        ("n01/0.png", 0, "crane"),
+        ("n02/0.png", 1, "crane"),
+    ]
+    with pytest.raises(UserError, match="1,000 names for the 2 classes"):
+        ImageFolderConfig(root=str(tmp_path), class_names="imagenet").build().class_names()
