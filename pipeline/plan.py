@@ -63,7 +63,7 @@ def plan_node(
     key_inputs: dict[str, str] = {}
     waiting = [address for address in node.inputs.values() if before[address].state == "blocked"]
     if waiting:
-        return Planned(node, None, {}, "blocked", f"needs {waiting[0]}")
+        return Planned(node, None, {}, "blocked", f"needs {waiting[0]}", _predict(store, node, before))
     for role, address in node.inputs.items():
         identity = identity_of(store, before[address])
         if identity is None:
