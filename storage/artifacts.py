@@ -162,8 +162,9 @@ class Builder:
         return self.artifact.ledger
 
     def add(self, path: Path) -> None:
-        """Declares a file, outside the ledger, as part of the result."""
-        self.outputs.append(path)
+        """Declares a file, outside the ledger, as part of the result. A file may be rewritten and added again."""
+        if path not in self.outputs:
+            self.outputs.append(path)
 
     def write(self, name: str, data: bytes) -> Path:
         """Writes a small file atomically and declares it."""
