@@ -6,6 +6,7 @@ from pathlib import Path
 
 import open_clip
 import pytest
+import small_run
 import torch
 from safetensors.torch import save_file
 
@@ -18,8 +19,7 @@ TINY_MODEL = "patchsae-tiny"
 
 @pytest.fixture(autouse=True, scope="session")
 def tiny_model() -> str:
-    folder = Path(__file__).parent / "data" / "models"
-    open_clip.add_model_config(folder)
+    open_clip.add_model_config(small_run.MODELS)
     return TINY_MODEL
 
 
@@ -41,3 +41,14 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def runtime() -> Runtime:
     return Runtime()
+
+
+@pytest.fixture(scope="session")
+def small_store(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Store:
+    """The store of a small experiment (`small_run.EXPERIMENT`), run once without interruption. Read only."""
+    folder = tmp_path_factory.mktemp("small")
+    store = Store(folder / "store")
+    process = small_run.start(store, tiny_checkpoint, small_run.ADDRESSES["masking"], folder / "marker")
+    process.join()
+    assert process.exitcode == 0
+    return store

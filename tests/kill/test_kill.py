@@ -1,0 +1,55 @@
+"""SIGKILL at random instants, then the same command again: the result is that of an uninterrupted run."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from small_run import ADDRESSES, start
+
+from storage.artifacts import Artifact, Store
+
+N_KILLS = 4
+
+
+def only_artifact(store: Store, stage: str) -> Artifact:
+    artifacts = store.committed(stage)
+    assert len(artifacts) == 1
+    return artifacts[0]
+
+
+@pytest.mark.parametrize("stage", ADDRESSES)
+def test_killed_and_run_again_is_byte_identical(
+    stage: str, small_store: Store, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    expected = only_artifact(small_store, stage)
+    store = Store(tmp_path / "a store")
+    shutil.copytree(small_store.root, store.root)
+    store.discard(only_artifact(store, stage))
+    rng = random.Random(stage)
+    seconds = expected.manifest.provenance["seconds"]
+    n_killed = 0
+    for _ in range(N_KILLS):
+        process = start(store, tiny_checkpoint, ADDRESSES[stage], tmp_path / "marker")
+        time.sleep(rng.uniform(0.02, 0.9) * seconds)
+        process.kill()
+        process.join()
+        n_killed += process.exitcode == -signal.SIGKILL
+        assert not list(store.root.glob(f"{stage}/*/manifest.json")) or store.committed(stage)
+    assert n_killed
+    process = start(store, tiny_checkpoint, ADDRESSES[stage], tmp_path / "marker")
+    process.join()
+    assert process.exitcode == 0
+    found = only_artifact(store, stage)
+    assert found.key == expected.key
+    assert found.manifest.outputs == expected.manifest.outputs
+    assert found.manifest.summary == expected.manifest.summary
+    assert found.damaged_files() == []
+    names = {path.relative_to(expected.path) for path in expected.path.rglob("*") if path.is_file()}
+    assert {path.relative_to(found.path) for path in found.path.rglob("*") if path.is_file()} == names
+    for name in names - {Path("manifest.json")}:
+        assert (found.path / name).read_bytes() == (expected.path / name).read_bytes(), name
