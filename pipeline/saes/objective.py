@@ -56,6 +56,10 @@ class TrainedSaeConfig(SaeConfig):
     """Base of the configs of trained SAEs; a subclass adds its hyperparameters and `objective`."""
 
     seed: int = Field(0, ge=0)
+    expansion: int = Field(64, ge=1)
+    """Latents per channel."""
+    n_latents: int | None = Field(None, ge=1)
+    """How many latents, if not `expansion` times the channels."""
     mix: Mix = "tokens"
     """Shuffle single tokens, or whole images as the paper does."""
     batch_size: int = Field(4096, ge=1)
@@ -71,6 +75,9 @@ class TrainedSaeConfig(SaeConfig):
     """Where the final numbers come from; None: the split it was trained on."""
     eval_tokens: int = Field(65_536, ge=2)
     """How many tokens the final numbers are computed on, at most; a shuffled sample."""
+
+    def count_latents(self, width: int) -> int:
+        return self.n_latents or self.expansion * width
 
     def objective(self, sample: Tensor, tokens_per_image: int) -> Objective:
         """The objective at step 0.

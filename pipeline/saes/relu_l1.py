@@ -26,10 +26,6 @@ class ReluL1Config(TrainedSaeConfig):
     """The paper's objective; the defaults are the paper's, but for the shuffled stream."""
 
     kind: Literal["relu_l1"] = "relu_l1"
-    expansion: int = Field(64, ge=1)
-    """Latents per channel."""
-    n_latents: int | None = Field(None, ge=1)
-    """How many latents, if not `expansion` times the channels."""
     l1_coefficient: float = Field(8e-5, ge=0)
     mse_cls_coefficient: float = Field(1.0, ge=0)
     """Weight of each image's first token in the reconstruction loss."""
@@ -54,7 +50,7 @@ class ReluL1Config(TrainedSaeConfig):
         d = sample.shape[1]
         # On the CPU for every device, so that a seed means the same weights everywhere.
         generator = torch.Generator().manual_seed(self.seed)
-        W_enc, W_dec = reference_weights(d, self.n_latents or self.expansion * d, generator)
+        W_enc, W_dec = reference_weights(d, self.count_latents(d), generator)
         b_dec = decoder_bias(self.b_dec_init, sample, tokens_per_image)
         b_enc = torch.zeros(W_enc.shape[1])
         return ReluL1(self, Sae(W_enc, b_enc, W_dec, b_dec).to(str(sample.device)))

@@ -1,0 +1,275 @@
+"""The train stage: what it writes, and that stopping it anywhere changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from sae_inputs import activations, index, run
+from safetensors.torch import load_file
+
+from pipeline import train
+from pipeline.adam import Adam
+from pipeline.progress import Bar, Reporter
+from pipeline.saes.base import load_sae
+from pipeline.saes.relu_l1 import ReluL1Config
+from pipeline.stage import Runtime
+from pipeline.training_metrics import Reconstruction
+from storage import tables
+from storage.artifacts import Artifact, Store
+from storage.checkpoints import Checkpoints
+from storage.errors import UserError
+
+N_TRAIN, N_TEST, TOKENS, WIDTH = 50, 14, 6, 8
+OUTPUTS = ("sae.safetensors", "config.json", "tables/training.parquet")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Steps this small are faster so, by far where other tests run beside them."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+class KillingReporter(Reporter):
+    """Ends training once it has come to a step."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    @contextlib.contextmanager
+    def bar(self, label: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
+        reporter = self
+
+        class Killing(Bar):
+            def _show(self) -> None:
+                if self.done == reporter.at:
+                    raise Killed
+
+        yield Killing(label, total, unit, done)
+
+
+def _values() -> np.ndarray:
+    """Sparse combinations of a few directions, so that there is something to learn."""
+    generator = np.random.default_rng(0)
+    directions = generator.standard_normal((12, WIDTH))
+    codes = generator.exponential(1, (N_TRAIN + N_TEST, TOKENS, 12)) * (
+        generator.random((N_TRAIN + N_TEST, TOKENS, 12)) < 0.2
+    )
+    return (codes @ directions + 1).astype(np.float16)
+
+
+@pytest.fixture
+def inputs(store: Store) -> dict[str, Artifact]:
+    splits = ["train"] * N_TRAIN + ["test"] * N_TEST
+    return {
+        "activations": activations(store, _values(), chunk_images=4, chunks_per_shard=2),
+        "images": index(store, [i % 2 for i in range(N_TRAIN + N_TEST)], splits, ["a", "b"]),
+    }
+
+
+def _config(**settings: Any) -> ReluL1Config:
+    defaults: dict[str, Any] = {
+        "dataset": "d",
+        "backbone": "b",
+        "n_latents": 32,
+        "batch_size": 40,
+        "n_steps": 60,
+        "lr": 3e-3,
+        "lr_warmup_steps": 10,
+        "dead_feature_window": 3,
+        "log_every": 7,
+        "eval_split": "test",
+    }
+    return ReluL1Config(**{**defaults, **settings})
+
+
+def _attempt(store: Store, config: ReluL1Config, inputs: dict[str, Artifact], runtime: Runtime) -> Artifact:
+    return run(store, train.STAGE, config, inputs, runtime)
+
+
+def _bytes(artifact: Artifact) -> dict[str, bytes]:
+    return {name: (artifact.path / name).read_bytes() for name in OUTPUTS}
+
+
+@pytest.mark.parametrize("mix", ["tokens", "images"])
+def test_killed_anywhere_it_ends_in_the_same_bytes(
+    store: Store, inputs: dict[str, Artifact], mix: str
+) -> None:
+    config = _config(mix=mix, batch_size=40 if mix == "tokens" else 7)
+    whole = _attempt(store, config, inputs, Runtime(checkpoint_seconds=1e9))
+    expected, summary = _bytes(whole), whole.manifest.summary
+    store.discard(whole)
+    every_step = Runtime(checkpoint_seconds=0)
+    for at in (1, 2, 13, 31, 59, 60):
+        with pytest.raises(Killed):
+            _attempt(store, config, inputs, replace(every_step, reporter=KillingReporter(at)))
+        # The killed process had come further than its checkpoint.
+        newest = sorted((whole.path / "checkpoints").iterdir())
+        if at == 31:
+            newest[-1].unlink()
+        if at == 59:
+            newest[-1].write_bytes(newest[-1].read_bytes()[:-100])
+    resumed = _attempt(store, config, inputs, every_step)
+    assert _bytes(resumed) == expected
+    assert resumed.manifest.summary == summary
+    assert not (resumed.path / "checkpoints").exists()
+
+
+def test_a_checkpoint_holds_the_whole_state(store: Store, inputs: dict[str, Artifact]) -> None:
+    def state_after(kill_at: int, runtime: Runtime) -> dict[str, np.ndarray]:
+        with pytest.raises(Killed):
+            _attempt(store, _config(), inputs, replace(runtime, reporter=KillingReporter(kill_at)))
+        folder = next((store.root / "train").iterdir())
+        checkpoint = Checkpoints(folder).latest()
+        assert checkpoint is not None and checkpoint.step == kill_at
+        return checkpoint.arrays
+
+    runtime = Runtime(checkpoint_seconds=0)
+    straight = state_after(20, runtime)
+    store.discard(Artifact("train", "", next((store.root / "train").iterdir())))
+    state_after(9, runtime)
+    resumed = state_after(20, runtime)
+    kinds = {name.split(".")[0] for name in straight}
+    assert kinds == {"parameter", "adam", "state", "row"}
+    assert straight["adam.mean_square.W_dec"].any()
+    assert straight.keys() == resumed.keys()
+    for name, array in straight.items():
+        np.testing.assert_array_equal(array, resumed[name], err_msg=name)
+
+
+def test_metrics_can_be_read_while_it_runs(store: Store, inputs: dict[str, Artifact]) -> None:
+    runtime = Runtime(checkpoint_seconds=0)
+    with pytest.raises(Killed):
+        _attempt(store, _config(), inputs, replace(runtime, reporter=KillingReporter(30)))
+    folder = next((store.root / "train").iterdir())
+    shown = pl.scan_parquet(folder / "tables" / "training.parquet").collect()
+    assert shown["step"].to_list() == [1, 7, 14, 21, 28]
+    # Killed before the next checkpoint, the rows after the last one come again.
+    done = _attempt(store, _config(), inputs, runtime)
+    table = tables.of(done, "training").collect()
+    assert table["step"].to_list() == [1, 7, 14, 21, 28, 35, 42, 49, 56, 60]
+    assert table.head(5).equals(shown)
+
+
+def test_what_it_learns_and_reports(store: Store, inputs: dict[str, Artifact]) -> None:
+    config = _config(n_steps=300)
+    done = _attempt(store, config, inputs, Runtime())
+    table = tables.of(done, "training").collect()
+    summary = done.manifest.summary
+    assert table["n_tokens"].to_list() == [40 * step for step in table["step"]]
+    assert table["mse"][-1] < 0.3 * table["mse"][0]
+    np.testing.assert_allclose(table["loss"], table["mse"] + table["l1"] + table["ghost"], rtol=1e-6)
+    np.testing.assert_allclose(table["l1"], 8e-5 * table["l1_norm"], rtol=1e-6)
+    assert table["lr"][0] == pytest.approx(3e-4) and table["lr"][-1] == 3e-3
+    assert (table["explained_variance"] < table["explained_variance_uncentred"]).all()
+    assert summary["explained_variance"] > 0.8  # type: ignore[operator]
+    assert summary["n_eval_tokens"] == N_TEST * TOKENS
+    assert summary["n_steps"] == 300
+
+    sae = load_sae(done)
+    x = torch.from_numpy(_values()[N_TRAIN:]).float().flatten(0, 1)
+    f = sae.encode(x)
+    residual = (f @ sae.W_dec + sae.b_dec - x).double()
+    variance = (x.double() - x.double().mean(0)).square().sum()
+    assert summary["explained_variance"] == pytest.approx(1 - (residual.square().sum() / variance).item())
+    assert summary["l0"] == pytest.approx((f > 0).sum(1).double().mean().item())
+    assert summary["dead_fraction"] == pytest.approx((~(f > 0).any(0)).double().mean().item())
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(32))
+    described = json.loads((done.path / "config.json").read_text())
+    assert described["kind"] == "relu_l1" and described["n_latents"] == 32 and described["width"] == WIDTH
+    shapes = {name: tuple(tensor.shape) for name, tensor in load_file(done.path / "sae.safetensors").items()}
+    assert shapes == {"W_enc": (WIDTH, 32), "b_enc": (32,), "W_dec": (32, WIDTH), "b_dec": (WIDTH,)}
+
+
+def test_it_trains_on_its_split_and_tokens_alone(store: Store, inputs: dict[str, Artifact]) -> None:
+    values = _values()
+    values[N_TRAIN:] = np.nan
+    values[:, 0] = np.nan
+    broken = {**inputs, "activations": activations(store, values, 5, 1)}
+    config = _config(n_steps=5, tokens="patches", eval_split=None)
+    summary = _attempt(store, config, broken, Runtime()).manifest.summary
+    assert summary["n_eval_tokens"] == N_TRAIN * (TOKENS - 1)
+    with pytest.raises(UserError, match="not finite"):
+        _attempt(store, _config(n_steps=5), broken, Runtime())
+
+
+def test_a_diverging_loss_keeps_the_last_checkpoint(store: Store, inputs: dict[str, Artifact]) -> None:
+    config = _config(lr=1e30, lr_warmup_steps=0)
+    with pytest.raises(UserError, match=r"no longer a number after step \d+; set a lower lr \(now 1e\+30\)"):
+        _attempt(store, config, inputs, Runtime(checkpoint_seconds=0))
+    for folder in (store.root / "train").iterdir():
+        checkpoint = Checkpoints(folder).latest()
+        if checkpoint is not None:
+            assert all(np.isfinite(array).all() for array in checkpoint.arrays.values())
+
+
+def test_an_unknown_split_is_named(store: Store, inputs: dict[str, Artifact]) -> None:
+    for settings in ({"split": "trian"}, {"eval_split": "trian"}):
+        with pytest.raises(UserError, match=r"split `trian`.*`train`, `test`"):
+            _attempt(store, _config(**settings), inputs, Runtime())
+
+
+def test_a_backbone_without_prefix_tokens_has_none_to_train_on(
+    store: Store, inputs: dict[str, Artifact]
+) -> None:
+    bare = activations(store, _values(), 5, 2, n_prefix_tokens=0)
+    with pytest.raises(UserError, match="has no prefix tokens"):
+        _attempt(store, _config(tokens="prefix"), {**inputs, "activations": bare}, Runtime())
+
+
+def test_learning_rate_warms_up_and_stays() -> None:
+    config = _config(lr=1.0, lr_warmup_steps=4)
+    assert [train.learning_rate(config, step) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert train.learning_rate(_config(lr=1.0, lr_warmup_steps=0), 0) == 1
+
+
+def test_adam_is_torch_s() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mine = {"a": torch.randn(5, 3, generator=generator), "b": torch.randn(4, generator=generator)}
+    theirs = [tensor.clone().requires_grad_() for tensor in mine.values()]
+    adam, plain = Adam(mine), torch.optim.Adam(theirs)
+    for step in range(1, 30):
+        for tensor, other in zip(mine.values(), theirs, strict=True):
+            tensor.grad = torch.randn(tensor.shape, generator=generator)
+            other.grad = tensor.grad.clone()
+        plain.param_groups[0]["lr"] = 0.01 * step
+        plain.step()
+        adam.step(0.01 * step, step)
+    for tensor, other in zip(mine.values(), theirs, strict=True):
+        torch.testing.assert_close(tensor, other.detach(), rtol=1e-6, atol=1e-7)
+
+
+def test_reconstruction_in_closed_form() -> None:
+    x = torch.tensor([[3.0, 4.0], [6.0, 8.0], [0.0, 1.0]])
+    x_hat = torch.tensor([[3.0, 3.0], [6.0, 9.0], [2.0, 1.0]])
+    found = Reconstruction()
+    found.add(x[:1], x_hat[:1])
+    found.add(x[1:], x_hat[1:])
+    variance = (9 + 36 + 0) - 27 / 9 * 9 + (16 + 64 + 1) - 13**2 / 3
+    assert found.explained_variance == pytest.approx(1 - 6 / variance)
+    assert found.explained_variance_uncentred == pytest.approx(1 - 6 / (25 + 100 + 1))
+    assert found.mse == pytest.approx((1 / 5 + 1 / 10 + 4 / 1) / 3 / 2)
+
+
+def test_bytes_are_predicted_from_the_width(store: Store, inputs: dict[str, Artifact]) -> None:
+    predict = train.STAGE.predict_bytes
+    assert predict is not None
+    assert predict(_config(), {"activations": None, "images": None}) is None
+    done = _attempt(store, _config(n_steps=2), inputs, Runtime())
+    predicted = predict(_config(), inputs)
+    assert predicted is not None
+    assert predicted > (done.path / "sae.safetensors").stat().st_size - 1000
