@@ -127,4 +127,4 @@ def sae_on(artifact: Artifact, device: str) -> Sae:
 
 def labels_of(images: Artifact) -> np.ndarray:
     """Class id of every image of an `index` artifact: [images] int32."""
-    return tables.of(images, "images").select("label").collect()["label"].to_numpy()
+    return tables.of(images, "images").select("label").collect()["label"].to_numpy(writable=True)
