@@ -114,6 +114,8 @@ def _run(config: ExtractStageConfig, inputs: Inputs, out: Builder, runtime: Runt
         images,
         batch_sampler=batches,
         num_workers=runtime.workers,
+        # Forking a process that has threads (Prefect's, Polars') fails now and then.
+        multiprocessing_context="spawn" if runtime.workers else None,
         prefetch_factor=2 if runtime.workers else None,
         pin_memory=runtime.device != "cpu",
     )
