@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from open_clip import OPENAI_IMAGENET_TEMPLATES
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -60,6 +59,8 @@ def _templates(config: ClassifierConfig) -> list[str]:
         case "dataset":
             return config.dataset.templates()
         case "imagenet":
+            from open_clip import OPENAI_IMAGENET_TEMPLATES
+
             return [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
         case templates:
             return list(templates)

@@ -21,6 +21,7 @@ BackboneName = Annotated[str, Field(exclude=True, json_schema_extra={"names": "b
 SaeName = Annotated[str, Field(exclude=True, json_schema_extra={"names": "saes"})]
 EvaluationName = Annotated[str, Field(exclude=True, json_schema_extra={"names": "evaluations"})]
 Location = Annotated[str, Field(exclude=True)]
+OptionalLocation = Annotated[str | None, Field(exclude=True)]
 
 
 class Config(BaseModel):

@@ -149,11 +149,15 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check_space(store: Store, planned: Mapping[str, Planned]) -> None:
-    """Refuses a plan whose predicted bytes do not fit. Raises UserError."""
-    needed = sum(item.n_bytes or 0 for item in planned.values() if item.has_work)
+    """Refuses a plan whose predicted bytes do not fit; blocked nodes, which cannot run, do not count.
+
+    Raises UserError.
+    """
+    to_write = [item for item in planned.values() if item.has_work and item.state != "blocked"]
+    needed = sum(item.n_bytes or 0 for item in to_write)
     free = store.free_bytes()
     if needed > free:
-        largest = max((i for i in planned.values() if i.has_work), key=lambda item: item.n_bytes or 0)
+        largest = max(to_write, key=lambda item: item.n_bytes or 0)
         raise UserError(
             f"{store.root}: the run needs about {needed / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free "
             f"(the largest is {largest.node.address}, {(largest.n_bytes or 0) / 1e9:,.1f} GB); "

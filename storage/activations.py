@@ -168,7 +168,7 @@ def encode_shard(values: np.ndarray, chunk_images: int, chunks_per_shard: int) -
 
 def _with_crc32c(data: np.ndarray) -> tuple[memoryview, memoryview]:
     flat = data.reshape(-1).view(np.uint8)
-    return memoryview(flat), memoryview(google_crc32c.value(flat).to_bytes(_CRC_BYTES, "little"))
+    return memoryview(flat.data), memoryview(google_crc32c.value(flat).to_bytes(_CRC_BYTES, "little"))
 
 
 class Activations:

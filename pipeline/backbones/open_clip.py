@@ -1,19 +1,23 @@
-"""Any open_clip ViT, by name with a pretrained tag or a local checkpoint file."""
+"""Any open_clip ViT, by name with a pretrained tag or a local checkpoint file.
+
+open_clip takes seconds to import, so that happens where it is used: plans and help do without it.
+"""
 
 from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import open_clip
 from pydantic import model_validator
 from safetensors import SafetensorError
 
 from pipeline.backbones.base import BackboneConfig
-from pipeline.backbones.clip_vit import ClipVit
-from pipeline.config import Location, nearest
+from pipeline.config import OptionalLocation, nearest
 from storage.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.clip_vit import ClipVit
 
 
 class OpenClipConfig(BackboneConfig):
@@ -22,13 +26,15 @@ class OpenClipConfig(BackboneConfig):
     kind: Literal["open_clip"] = "open_clip"
     model: str
     """An architecture of open_clip, such as `ViT-B-16-quickgelu` (OpenAI's weights use QuickGELU)."""
-    pretrained: Location | None = None
+    pretrained: OptionalLocation = None
     """A tag of published weights, such as `openai`; they are downloaded once."""
-    checkpoint: Location | None = None
+    checkpoint: OptionalLocation = None
     """A local file (safetensors, or a torch file of tensors) with the model's state dict."""
 
     @model_validator(mode="after")
     def _one_source(self) -> OpenClipConfig:
+        import open_clip
+
         if self.model not in open_clip.list_models():
             raise ValueError(
                 f"model `{self.model}` is not known to open_clip{nearest(self.model, open_clip.list_models())}"
@@ -48,6 +54,10 @@ class OpenClipConfig(BackboneConfig):
         return file_fingerprint(Path(self.checkpoint).expanduser())
 
     def build(self) -> ClipVit:
+        import open_clip
+
+        from pipeline.clip_vit import ClipVit
+
         source = self.pretrained if self.checkpoint is None else str(Path(self.checkpoint).expanduser())
         if self.checkpoint is not None:
             self.fingerprint()
@@ -79,6 +89,8 @@ class OpenClipConfig(BackboneConfig):
         )
 
     def activation_shape(self) -> tuple[int, int] | None:
+        import open_clip
+
         config: dict[str, Any] = open_clip.get_model_config(self.model) or {}
         vision = config.get("vision_cfg", {})
         if not isinstance(vision.get("patch_size"), int) or "width" not in vision:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pipeline import shapes_clip
 from pipeline.backbones.base import BackboneConfig
-from pipeline.backbones.clip_vit import ClipVit
 from storage.keys import digest_file
+
+if TYPE_CHECKING:
+    from pipeline.clip_vit import ClipVit
 
 
 class ShapesClipConfig(BackboneConfig):
@@ -19,6 +21,8 @@ class ShapesClipConfig(BackboneConfig):
         return digest_file(shapes_clip.WEIGHTS)
 
     def build(self) -> ClipVit:
+        from pipeline.clip_vit import ClipVit
+
         model, preprocess, tokenizer = shapes_clip.load()
         return ClipVit(model, preprocess, tokenizer, self.extract, "shapes_clip")
 

@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 from pydantic import Field
-from sklearn.datasets import load_digits
 
 from pipeline.datasets.base import Dataset, DatasetConfig, Record
 
@@ -37,6 +36,8 @@ class Digits(Dataset):
     """Implements `Dataset`."""
 
     def __init__(self, config: DigitsConfig) -> None:
+        from sklearn.datasets import load_digits
+
         self.config = config
         bunch = load_digits()
         self.pixels = np.round(bunch.images * (255 / _LARGEST)).astype(np.uint8)

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from open_clip import IMAGENET_CLASSNAMES
 from PIL import Image
 from pydantic import Field
 
-from pipeline.config import Location
+from pipeline.config import Location, OptionalLocation
 from pipeline.datasets.base import Dataset, DatasetConfig, Record
 from storage.errors import UserError
 from storage.keys import digest_bytes, digest_json
@@ -36,7 +35,7 @@ class ImageFolderConfig(DatasetConfig):
     kind: Literal["image_folder"] = "image_folder"
     root: Location
     splits: dict[str, str] | None = None
-    csv: Location | None = None
+    csv: OptionalLocation = None
     test_fraction: float = Field(0.2, ge=0, lt=1)
     """Of each class, without `splits` and `csv`; a class always keeps a training image."""
     class_names: Literal["imagenet"] | tuple[str, ...] | None = None
@@ -88,8 +87,11 @@ class ImageFolder(Dataset):
         return names, records
 
     def _renamed(self, folders: list[str], records: list[Record]) -> tuple[list[str], list[Record]]:
-        given = IMAGENET_CLASSNAMES if self.config.class_names == "imagenet" else self.config.class_names
-        names = list(given or ())
+        names = list(self.config.class_names or ())
+        if self.config.class_names == "imagenet":
+            from open_clip import IMAGENET_CLASSNAMES
+
+            names = list(IMAGENET_CLASSNAMES)
         if len(names) != len(folders):
             raise UserError(
                 f"class_names: {len(names):,} names for the {len(folders):,} classes in {self.root}; give one per class."

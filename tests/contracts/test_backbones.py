@@ -11,9 +11,9 @@ from PIL import Image
 
 from pipeline import backbones, registry
 from pipeline.backbones.base import BackboneConfig, ExtractConfig
-from pipeline.backbones.clip_vit import ClipVit
 from pipeline.backbones.open_clip import OpenClipConfig
 from pipeline.backbones.shapes_clip import ShapesClipConfig
+from pipeline.clip_vit import ClipVit
 
 KINDS = registry.variants(backbones, BackboneConfig)
 

@@ -115,10 +115,15 @@ def test_inputs_must_have_been_run(
         run_node(store, planned["extract/photos-clip"], planned, Runtime())
 
 
-def test_a_plan_that_cannot_fit_is_refused(store: Store, backbone: OpenClipConfig, tmp_path: Path) -> None:
-    huge = ImageFolderConfig(root=str(tmp_path / "gone"), n_images=10**14)
+def test_a_plan_that_cannot_fit_is_refused(
+    store: Store, dataset: ImageFolderConfig, backbone: OpenClipConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = plan(store, nodes_of(dataset, backbone))
+    monkeypatch.setattr(Store, "free_bytes", lambda _: 6 * 17 * 32 * 2)
+    check_space(store, planned)
+    monkeypatch.setattr(Store, "free_bytes", lambda _: 6 * 17 * 32 * 2 - 1)
     with pytest.raises(UserError, match=r"needs about .* GB .*extract/photos-clip"):
-        check_space(store, plan(store, nodes_of(huge, backbone)))
+        check_space(store, planned)
 
 
 def test_a_manifest_edited_by_hand_runs_again(
