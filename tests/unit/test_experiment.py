@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.backbones.open_clip import OpenClipConfig
 from pipeline.dag import build
 from pipeline.experiment import Experiment, load, parse
 from storage.errors import UserError
@@ -96,3 +97,20 @@ def test_overrides_by_stage_by_instance_and_by_path() -> None:
 def test_a_wrong_override_is_one_sentence(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse(DEMO, "demo", [override])
+
+
+def test_names_and_locations_are_not_hashed() -> None:
+    renamed = DEMO
+    for name in ("shapesclip", "statistics", "masking", "relu", "shapes"):
+        renamed = renamed.replace(f"  {name}:\n", f"  other-{name}:\n")
+        for field in ("dataset", "backbone", "sae", "statistics"):
+            renamed = renamed.replace(f"    {field}: {name}\n", f"    {field}: other-{name}\n")
+    before, after = build(parse(DEMO, "")), build(parse(renamed, ""))
+    assert [node.name for node in after] != [node.name for node in before]
+    keys = [[n.stage.key_config(n.config) for n in nodes] for nodes in (before, after)]
+    # The table `masking` has a column with the data set's name, so that name is part of its content.
+    assert [keys[i][-1].pop("dataset_name") for i in (0, 1)] == ["shapes", "other-shapes"]
+    assert keys[0] == keys[1]
+    assert OpenClipConfig(model="ViT-B-16", checkpoint="/a").key_config() == (
+        OpenClipConfig(model="ViT-B-16", checkpoint="/b").key_config()
+    )
