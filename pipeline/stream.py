@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipeline.shuffle import Block, Piece, ShuffleOrder, expected_groups
 from storage.activations import ActivationDtype, Activations
+from storage.chunk_reader import ChunkReader
 
 TokenSelection = Literal["all", "patches", "prefix"]
 Mix = Literal["tokens", "images"]
@@ -53,7 +54,7 @@ class _Loading:
     """A block on its way into memory. `values` are complete once `work` is exhausted."""
 
     block: Block
-    values: np.ndarray  # [images, t, d], images in storage order
+    values: np.ndarray  # [images and room for more, kept tokens, d], images in storage order
     images: np.ndarray  # [images] int64
     work: Iterator[object]
 
@@ -84,10 +85,13 @@ class Stream:
         self.activations = activations
         self.batch_size = batch_size
         self.tokens = token_range(tokens, activations.tokens_per_image, activations.n_prefix_tokens)
+        # Chunks are read straight into a block; only where few of their tokens are wanted, these are copied.
+        self._kept = self.tokens if tokens == "prefix" else range(activations.tokens_per_image)
+        self._reader = ChunkReader(activations)
         self.chunks = activations.chunk_ranges(rows.start, rows.stop)
         self._tokens_per_unit = 1 if mix == "tokens" else len(self.tokens)
         self._units_per_image = len(self.tokens) // self._tokens_per_unit if self.tokens else 0
-        chunk_bytes = activations.chunk_images * len(self.tokens) * activations.width * 2
+        chunk_bytes = activations.chunk_images * len(self._kept) * activations.width * 2
         self.order = ShuffleOrder(
             [len(chunk) * self._units_per_image for chunk in self.chunks],
             max(1, block_bytes // max(1, chunk_bytes)),
@@ -127,30 +131,45 @@ class Stream:
     ) -> Iterator[tuple[Piece, _Loading]]:
         """Each piece with its block, while the block after it is being read: two blocks at most."""
         loading: _Loading | None = None
+        spare: np.ndarray | None = None
         for piece, following in itertools.pairwise(itertools.chain(pieces, [None])):
             assert piece is not None
             current = loading or self._start_loading(piece.block, None, pool)
             current.finish()
-            loading = self._start_loading(following.block, current, pool) if following else None
+            if following is None:
+                loading = None
+            elif following.block.chunks == current.block.chunks:
+                # Small data is one block: it is read once and only shuffled anew.
+                loading = replace(current, block=following.block)
+            else:
+                loading, spare = self._start_loading(following.block, spare, pool), None
             yield piece, current
+            if loading is None or loading.values is not current.values:
+                spare = current.values
 
     def _start_loading(
-        self, block: Block, current: _Loading | None, pool: ThreadPoolExecutor | None
+        self, block: Block, room: np.ndarray | None, pool: ThreadPoolExecutor | None
     ) -> _Loading:
-        if current is not None and current.block.chunks == block.chunks:
-            # Small data is one block: it is read once and only shuffled anew.
-            return _Loading(block, current.values, current.images, iter(()))
+        """Begins to read a block into `room`, the memory of one that is done with."""
+        if room is None:
+            n_images = self.order.max_chunks_per_block * self.activations.chunk_images
+            room = np.empty((n_images, len(self._kept), self.activations.width), self._stored_dtype)
         chunks = [self.chunks[number] for number in block.chunks]
         images = np.concatenate([np.arange(chunk.start, chunk.stop) for chunk in chunks])
-        values = np.empty((len(images), len(self.tokens), self.activations.width), self._stored_dtype)
-        ends = np.cumsum([len(chunk) for chunk in chunks])
-        places = np.split(values, ends[:-1])
-        work = (pool.map if pool else map)(self._read_chunk, chunks, places)
-        return _Loading(block, values, images, iter(work))
+        places = np.split(room[: len(images)], np.cumsum([len(chunk) for chunk in chunks])[:-1])
+        return _Loading(
+            block, room, images, iter((pool.map if pool else map)(self._read_chunk, chunks, places))
+        )
 
     def _read_chunk(self, chunk: range, place: np.ndarray) -> None:
-        read = self.activations.read(chunk.start, chunk.stop)
-        place[:] = read[:, self.tokens.start : self.tokens.stop]
+        if len(self._kept) == self.activations.tokens_per_image:
+            self._reader.read_into(chunk, place)
+        else:
+            whole = np.empty(
+                (len(chunk), self.activations.tokens_per_image, self.activations.width), place.dtype
+            )
+            self._reader.read_into(chunk, whole)
+            place[:] = whole[:, self._kept.start : self._kept.stop]
 
     @property
     def _stored_dtype(self) -> np.dtype:
@@ -165,13 +184,14 @@ class Stream:
         """Copies units of a block into a batch of which `n_filled` units are there."""
         k = self._tokens_per_unit
         place = slice(n_filled * k, (n_filled + len(units)) * k)
-        rows = (units[:, None] * k + np.arange(k)).ravel()
+        image, token = np.divmod((units[:, None] * k + np.arange(k)).ravel(), len(self.tokens))
+        token += self.tokens.start
+        batch.image[place] = loaded.images[image]
+        batch.token[place] = token
         flat = loaded.values.reshape(-1, self.activations.width)
+        rows = image * len(self._kept) + (token - self._kept.start)
         # `mode="clip"` lets NumPy write straight into `out`; it is twice as fast.
         np.take(flat, rows, axis=0, out=batch.activations[place], mode="clip")
-        image, token = np.divmod(rows, len(self.tokens))
-        batch.image[place] = loaded.images[image]
-        batch.token[place] = token + self.tokens.start
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pipeline.shuffle import ShuffleOrder, expected_groups, permutation
 from pipeline.stream import Batch, Stream, measure_mixing
 from storage.activations import ActivationDtype, Activations, ActivationTemplate, ActivationWriter, to_float32
 from storage.artifacts import Artifact
+from storage.chunk_reader import ChunkReader
 from storage.errors import UserError
 
 N_IMAGES, TOKENS, WIDTH, PREFIX = 45, 6, 8, 1
@@ -112,8 +113,13 @@ def test_seeds_differ(cache: Activations) -> None:
 
 def test_data_of_one_block_is_read_once(cache: Activations, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
-    read = cache.read
-    monkeypatch.setattr(cache, "read", lambda start, stop: reads.append(start) or read(start, stop))
+    read_into = ChunkReader.read_into
+
+    def counting(self: ChunkReader, images: range, place: np.ndarray) -> None:
+        reads.append(images.start)
+        read_into(self, images, place)
+
+    monkeypatch.setattr(ChunkReader, "read_into", counting)
     stream = Stream(cache, range(N_IMAGES), 90, seed=0)
     assert len(list(stream.batches(0, 30, threads=2))) == 30  # ten epochs
     assert sorted(reads) == [chunk.start for chunk in stream.chunks]
@@ -129,6 +135,39 @@ def test_a_damaged_shard_is_named(tmp_path: Path, threads: int) -> None:
     stream = Stream(cache, range(N_IMAGES), 37, seed=0, block_bytes=BLOCK)
     with pytest.raises(UserError, match=r"c/1/0/0: damaged"):
         list(stream.batches(0, 8, threads))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_chunks_are_read_as_zarr_reads_them(tmp_path: Path, dtype: ActivationDtype) -> None:
+    cache = _cache(tmp_path, dtype)
+    reader = ChunkReader(cache)
+    for start, stop in ((0, N_IMAGES), (5, 7), (6, 43)):
+        for images in cache.chunk_ranges(start, stop):
+            expected = cache.read(images.start, images.stop)
+            place = np.zeros_like(expected)
+            reader.read_into(images, place)
+            np.testing.assert_array_equal(place, expected)
+
+
+@pytest.mark.parametrize("where", [0.3, 0.99])
+def test_a_flipped_bit_is_found_in_chunks_and_indexes(tmp_path: Path, where: float) -> None:
+    cache = _cache(tmp_path)
+    shard = tmp_path / "activations.zarr" / "c" / "1" / "0" / "0"
+    content = bytearray(shard.read_bytes())
+    content[int(where * len(content))] ^= 4
+    shard.write_bytes(content)
+    reader = ChunkReader(cache)
+    with pytest.raises(UserError, match=r"c/1/0/0: damaged"):
+        for images in cache.chunk_ranges(12, 24):
+            reader.read_into(images, np.empty((len(images), TOKENS, WIDTH), np.float16))
+
+
+def test_a_truncated_shard_is_found(tmp_path: Path) -> None:
+    cache = _cache(tmp_path)
+    shard = tmp_path / "activations.zarr" / "c" / "1" / "0" / "0"
+    shard.write_bytes(shard.read_bytes()[:-300])
+    with pytest.raises(UserError, match=r"c/1/0/0: damaged"):
+        ChunkReader(cache).read_into(range(12, 16), np.empty((4, TOKENS, WIDTH), np.float16))
 
 
 def test_an_empty_selection_is_refused(cache: Activations) -> None:
@@ -156,7 +195,7 @@ def test_expected_groups_against_the_hypergeometric_formula() -> None:
 
 
 def test_the_order_is_the_same_on_every_machine() -> None:
-    assert permutation(12, 0, 0).tolist() == [0, 8, 9, 3, 7, 5, 1, 11, 2, 10, 6, 4]
+    assert permutation(12, 0, 0).tolist() == [10, 0, 4, 9, 2, 7, 6, 5, 8, 3, 1, 11]
     assert sorted(permutation(1000, 1, 2, 3).tolist()) == list(range(1000))
 
 
