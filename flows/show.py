@@ -105,12 +105,14 @@ def summary_text(summary: dict[str, Any]) -> str:
 
 
 def number(value: float | int | str | None) -> str:
-    """A summary's value: counts with separators, fractions to four digits."""
+    """A summary's value: counts with separators, fractions to four digits, digests cut."""
     if value is None:
         return "-"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else value
+    if isinstance(value, int):
+        return f"{value:,}"
+    return value if len(value) <= 40 else f"{value[:16]}..."
 
 
 def status_text(rows: Sequence[dict[str, Any]], store: Store) -> str:
