@@ -100,8 +100,26 @@ class ClipVit:
 
 def _class_token_of(block: Any, x: Tensor) -> Tensor:
     """The block's output at token 0 only: [B, T, d] -> [B, 1, d]."""
-    normed = block.ln_1(x)
-    attended = block.attn(normed[:, :1], normed, normed, need_weights=False)[0]
-    y = x[:, :1] + block.ls_1(attended)
+    y = x[:, :1] + block.ls_1(_class_token_attention(block.attn, block.ln_1(x)))
     out: Tensor = y + block.ls_2(block.mlp(block.ln_2(y)))
+    return out
+
+
+def _class_token_attention(attn: nn.MultiheadAttention, x: Tensor) -> Tensor:
+    """The attention's output at token 0 only: [B, T, d] -> [B, 1, d].
+
+    For a single query no key and no value is ever made: q (W_k x_t) = (q W_k) x_t, and the sum over tokens of
+    a_t W_v x_t = W_v times the sum of a_t x_t. The key's bias adds one number to all scores of a head, which
+    softmax takes out; the weights sum to 1, so the value's bias is added once.
+    """
+    n_images, _, d = x.shape
+    n_heads, head_width = attn.num_heads, attn.head_dim
+    W_q, W_k, W_v = attn.in_proj_weight.chunk(3)
+    b_q, _, b_v = attn.in_proj_bias.chunk(3)
+    query = torch.nn.functional.linear(x[:, 0], W_q, b_q).view(n_images, n_heads, head_width)
+    by_head = (n_heads, head_width, d)
+    keyed = torch.einsum("bhe,hed->bhd", query * head_width**-0.5, W_k.view(by_head))
+    weights = (keyed @ x.transpose(1, 2)).softmax(dim=-1)
+    values = torch.einsum("bhd,hed->bhe", weights @ x, W_v.view(by_head)).flatten(1) + b_v
+    out: Tensor = attn.out_proj(values)[:, None]
     return out

@@ -56,7 +56,7 @@ class Sae:
 
     def encode(self, x: Tensor) -> Tensor:
         """[n, d] -> dense latents [n, S]. Callers keep n to one block of work."""
-        return torch.relu(torch.addmm(self.b_enc - self.b_dec @ self.W_enc, x, self.W_enc))
+        return torch.addmm(self.b_enc - self.b_dec @ self.W_enc, x, self.W_enc).relu_()
 
     def to(self, device: str) -> Sae:
         return Sae(*(getattr(self, name).to(device) for name in ("W_enc", "b_enc", "W_dec", "b_dec")))

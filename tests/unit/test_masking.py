@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from pipeline import classifier, weights
-from pipeline.backbones.clip_vit import ClipVit
 from pipeline.backbones.open_clip import OpenClipConfig
+from pipeline.clip_vit import ClipVit
 from pipeline.dag import build
 from pipeline.evaluations import statistics
 from pipeline.evaluations.masking import STAGE, MaskingConfig, MaskingStageConfig
