@@ -26,7 +26,8 @@ class _Commands(TyperGroup):
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             typer.echo(
-                "patchsae: interrupted; what was finished is kept, the same command goes on from there.", err=True
+                "patchsae: interrupted; what was finished is kept, the same command goes on from there.",
+                err=True,
             )
             raise typer.Exit(130) from None
 
@@ -48,7 +49,8 @@ Start with `patchsae demo`; then `patchsae status`, and `patchsae query "SELECT 
 )
 
 StoreOption = Annotated[
-    str, typer.Option("--store", metavar="URI", envvar="PATCHSAE_STORE", help="Folder that holds all results.")
+    str,
+    typer.Option("--store", metavar="URI", envvar="PATCHSAE_STORE", help="Folder that holds all results."),
 ]
 ExperimentArgument = Annotated[
     str, typer.Argument(metavar="EXPERIMENT", help="A preset (demo, imagenet-vit-b16) or a YAML file.")
@@ -104,7 +106,8 @@ def run(
     only: OnlyOption = None,
     rerun: RerunOption = None,
     device: Annotated[
-        str | None, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1.  [default: cuda where there is one]")
+        str | None,
+        typer.Option(metavar="NAME", help="cpu, cuda, cuda:1.  [default: cuda where there is one]"),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that decode images.  [default: half the cores]")
@@ -234,7 +237,9 @@ def verify(
         typer.echo(f"{opened.root}: every file is what was written.")
     elif discard:
         drop_damaged(opened, damages)
-        typer.echo(f"{len(damages)} artifacts dropped what is damaged; run the experiment again to restore it.")
+        typer.echo(
+            f"{len(damages)} artifacts dropped what is damaged; run the experiment again to restore it."
+        )
     else:
         typer.echo("`patchsae verify --discard` drops what is damaged, so that the next run restores it.")
         raise typer.Exit(1)
@@ -243,7 +248,9 @@ def verify(
 @app.command()
 def gc(
     store: StoreOption = "./store",
-    delete: Annotated[bool, typer.Option("--delete", help="Delete them; without this they are listed.")] = False,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Delete them; without this they are listed.")
+    ] = False,
     forget: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="First drop the record of this run (see `status --json`: names)."),
@@ -271,7 +278,13 @@ def gc(
     total = size(sum(item.n_bytes for item in items))
     typer.echo(
         f"{len(items)} artifacts, {total}"
-        + (", deleted." if delete else "; `patchsae gc --delete` deletes them." if items else ": nothing to delete.")
+        + (
+            ", deleted."
+            if delete
+            else "; `patchsae gc --delete` deletes them."
+            if items
+            else ": nothing to delete."
+        )
     )
     for item in busy:
         typer.echo(f"{item.artifact.stage} {item.artifact.key[:16]}: left alone, a process is building it.")

@@ -25,10 +25,16 @@ def _percent(share: float) -> str:
 def report(work: Work) -> str:
     """The report on a finished demo."""
     sae = _artifact(work, "train/relu").manifest.summary
-    masking = tables.of(_artifact(work, "masking/masking"), "masking").filter(pl.col("class").is_null()).collect()
+    masking = (
+        tables.of(_artifact(work, "masking/masking"), "masking").filter(pl.col("class").is_null()).collect()
+    )
     plain = {row["mode"]: row for row in masking.filter(selection="none").iter_rows(named=True)}
     numbers = [
-        ["zero-shot accuracy", _percent(plain["original"]["accuracy"]), f"{plain['original']['n']:,} test images"],
+        [
+            "zero-shot accuracy",
+            _percent(plain["original"]["accuracy"]),
+            f"{plain['original']['n']:,} test images",
+        ],
         ["... through the SAE", _percent(plain["reconstruction"]["accuracy"]), "activations replaced"],
         ["explained variance", _percent(float(sae["explained_variance"] or 0)), "centred, test images"],
         ["L0", f"{float(sae['l0'] or 0):.1f}", f"of {sae['n_latents']:,} latents, per token"],
@@ -55,7 +61,10 @@ def _sweep(masking: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
     )
     ks = off["k"].unique().sort().to_list()
     rows = [
-        [f"{selection} latents off", *(_percent(accuracy) for accuracy in off.filter(selection=selection)["accuracy"])]
+        [
+            f"{selection} latents off",
+            *(_percent(accuracy) for accuracy in off.filter(selection=selection)["accuracy"]),
+        ]
         for selection in ("class", "random")
     ]
     return ["k", *map(str, ks)], rows

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from flows.request import Resources, check_can_run, open_work
+from flows.request import Resources, check_can_run, check_dask, open_work
 from storage.atomic import explaining_full_disk
 
 # The command line shows its own bars, and a failure as the exception it is; a deployment keeps Prefect's log.
@@ -34,6 +34,8 @@ def launch(
         typer.echo(f"Nothing to do: all {len(work.wanted)} stages of {work.record} are in {work.store.root}.")
         return
     check_can_run(work)
+    resources = resources or Resources()
+    check_dask(resources.dask)
     typer.echo(
         f"{work.record}: {len(to_do)} of {len(work.wanted)} stages to do ({', '.join(to_do)}) in {work.store.root}"
     )
@@ -50,6 +52,6 @@ def launch(
             store=str(work.store.root),
             only=list(only),
             rerun=list(rerun),
-            resources=resources or Resources(),
+            resources=resources,
         )
     typer.echo(f"Done. `patchsae status --store {store}` lists what there is.")

@@ -104,7 +104,13 @@ class DaskParts:
             self._cluster.close()
 
     def __call__(
-        self, stage: Stage, config: Config, inputs: Inputs, out: Builder, runtime: Runtime, parts: Sequence[int]
+        self,
+        stage: Stage,
+        config: Config,
+        inputs: Inputs,
+        out: Builder,
+        runtime: Runtime,
+        parts: Sequence[int],
     ) -> None:
         assert stage.run_part is not None
         n_workers = 1 if runtime.device.startswith("cuda") else os.cpu_count() or 1

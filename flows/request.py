@@ -6,6 +6,8 @@ Free of Prefect, so that a plan, or a run with nothing to do, starts nothing.
 from __future__ import annotations
 
 import os
+import socket
+import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +32,9 @@ class Resources(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     device: str | None = Field(None, description="cpu, cuda or cuda:1; empty: CUDA where there is one.")
-    workers: int | None = Field(None, ge=0, description="Processes that decode images; empty: half the cores.")
+    workers: int | None = Field(
+        None, ge=0, description="Processes that decode images; empty: half the cores."
+    )
     checkpoint_seconds: float = Field(60.0, gt=0, description="Seconds between two checkpoints of training.")
     dask: str = Field(
         "local",
@@ -108,6 +112,26 @@ def check_can_run(work: Work) -> None:
         if item.state == "blocked":
             raise UserError(f"{address}: {_root_cause(work, item).why}")
     plan.check_space(work.store, {address: work.planned[address] for address in work.wanted})
+
+
+def check_dask(address: str) -> None:
+    """Raises UserError if `address` is neither `local` nor `none` nor that of a scheduler that listens."""
+    if address in ("local", "none"):
+        return
+    try:
+        parts = urllib.parse.urlsplit(address)
+        where = (parts.hostname, parts.port)
+    except ValueError:
+        where = (None, None)
+    if not all(where):
+        raise UserError(f"--dask {address}: write `local`, `none`, or a scheduler as tcp://HOST:PORT.")
+    try:
+        socket.create_connection(where, timeout=10).close()
+    except OSError as error:
+        raise UserError(
+            f"--dask {address}: no scheduler answers there ({error.strerror or error}); start one with "
+            "`dask scheduler`, or leave --dask out to run on this machine."
+        ) from None
 
 
 def _root_cause(work: Work, item: Planned) -> Planned:

@@ -42,7 +42,9 @@ def verify(store: Store, reporter: Reporter) -> list[Damage]:
             files = artifact.damaged_files(bar.advance)
             if files:
                 paths = ", ".join(str(artifact.path / name) for name in files)
-                found.append(Damage(artifact, files, f"{paths}: not what was written (digest or size differ)."))
+                found.append(
+                    Damage(artifact, files, f"{paths}: not what was written (digest or size differ).")
+                )
     return found
 
 
