@@ -48,7 +48,9 @@ class StatisticsConfig(EvaluationConfig):
     dense_above: Annotated[float, Field(gt=0, le=1)] = 0.1
     """A latent that fires on a larger share of tokens is called dense."""
     convention: Literal["corrected", "paper"] = "corrected"
-    """`paper` gives the reference implementation's numbers where they differ (spec 3)."""
+    """`paper` gives the reference implementation's numbers where they differ: NaN for dead latents, and its label
+    entropy (spec 3; the columns of `latents` say how). Two of its defects stay mended: unfilled reference slots
+    are absent instead of showing image 0 (spec B15), and classes that share a name are counted apart (B7)."""
 
     @classmethod
     def stage(cls) -> Stage:
