@@ -9,16 +9,25 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from flows.options import (
+    ExperimentArgument,
+    JsonOption,
+    OnlyOption,
+    RerunOption,
+    SetOption,
+    StoreOption,
+)
 from storage.errors import UserError
 
 if TYPE_CHECKING:
+    from flows.upkeep import Unreachable
     from storage.artifacts import Store
 
 
 class _Commands(TyperGroup):
     """Prints a UserError as one line and leaves with code 2; an interrupt is no traceback either."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except UserError as error:
@@ -47,34 +56,6 @@ one thing is addressed as `train/relu`. Results go to a *store*, where nothing i
 
 Start with `patchsae demo`; then `patchsae status`, and `patchsae query "SELECT * FROM masking"`.""",
 )
-
-StoreOption = Annotated[
-    str,
-    typer.Option("--store", metavar="URI", envvar="PATCHSAE_STORE", help="Folder that holds all results."),
-]
-ExperimentArgument = Annotated[
-    str, typer.Argument(metavar="EXPERIMENT", help="A preset (demo, imagenet-vit-b16) or a YAML file.")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="PATH=VALUE",
-        help="Change a field: `train.l1_coefficient=1e-4` (every SAE), `train/relu.seed=1` (one), or its path "
-        "in the YAML, `datasets.images.root=/data`. May be repeated.",
-    ),
-]
-OnlyOption = Annotated[
-    list[str] | None,
-    typer.Option("--only", metavar="STAGE", help="Only this stage (`train`, `train/relu`). May be repeated."),
-]
-RerunOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--rerun", metavar="STAGE", help="Build this stage again (`train`, `train/relu`). May be repeated."
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="JSON for programs instead of a table.")]
 
 
 def _open(uri: str) -> Store:
@@ -269,7 +250,7 @@ def gc(
     for name in forget or []:
         opened.forget_experiment(name)
     items = unreachable(opened)
-    busy = []
+    busy: list[Unreachable] = []
     if delete:
         items, busy = delete_artifacts(opened, items)
     if items:

@@ -16,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.futures import as_completed
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect_dask import DaskTaskRunner
+from prefect_dask.task_runners import DaskTaskRunner
 
 from flows.stage_task import is_environment
 from pipeline.config import Config
@@ -129,7 +129,8 @@ class DaskParts:
         )
         address = self._local_address(n_workers) if is_local else self.address
         mapped = run_parts.with_options(
-            flow_run_name=f"{stage.name} {out.key[:16]}", task_runner=DaskTaskRunner(address=address)
+            flow_run_name=f"{stage.name} {out.key[:16]}",
+            task_runner=DaskTaskRunner(address=address),  # type: ignore[arg-type]
         )
         # Without this each worker would start a server of its own where none is configured.
         url = str(get_client(sync_client=True).api_url)

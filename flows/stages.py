@@ -12,6 +12,7 @@ from flows.stage_task import Reference
 def stage_flow(stage: str) -> Flow[..., dict[str, Reference]]:
     """The flow that runs the nodes of one stage; what feeds them must be in the store."""
 
+    @flow(name=stage, flow_run_name="{experiment}")
     def run(
         experiment: str = "demo",
         name: str | None = None,
@@ -30,7 +31,7 @@ def stage_flow(stage: str) -> Flow[..., dict[str, Reference]]:
         check_can_run(work)
         return run_nodes(work, resources)
 
-    return flow(run, name=stage, flow_run_name="{experiment}")
+    return run
 
 
 index = stage_flow("index")
