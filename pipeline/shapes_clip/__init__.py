@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.shapes_clip.tokenizer import WordTokenizer
+from storage.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +49,7 @@ def preprocess_of(config: dict[str, Any]) -> Callable[[Image.Image], torch.Tenso
 
 
 def config(folder: Path = FOLDER) -> dict[str, Any]:
-    """What `model.json` holds."""
+    """Architecture (`model_cfg`), preprocessing (`preprocess_cfg`) and `vocabulary` file; loads no weights."""
     found: dict[str, Any] = json.loads((folder / "model.json").read_text())
     return found
 
@@ -62,8 +63,9 @@ def load(
     settings = config(folder)
     weights = folder / "model.safetensors"
     if not weights.exists():
-        raise FileNotFoundError(
-            f"{weights} does not exist; train it with python -m pipeline.shapes_clip.train --out {folder}"
+        raise UserError(
+            f"{weights} does not exist; "
+            f"train it with python -m pipeline.shapes_clip.train --out {folder} --checkpoints ..."
         )
     model = build(settings)
     model.load_state_dict(load_file(weights))

@@ -10,6 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from storage.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -26,11 +28,11 @@ class WordTokenizer:
         self._ids = {word: i for i, word in enumerate(self.words, start=1)}
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the words alone. Raises ValueError for a word outside the vocabulary."""
+        """Ids of the words alone. Raises UserError for a word outside the vocabulary."""
         ids = []
         for word in re.findall(r"[a-z0-9]+", text.lower()):
             if word not in self._ids:
-                raise ValueError(
+                raise UserError(
                     f"ShapesCLIP does not know the word {word!r} in {text!r}; "
                     f"use only its {len(self.words)} words: {', '.join(self.words)}"
                 )
@@ -38,7 +40,7 @@ class WordTokenizer:
         return ids
 
     def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> torch.LongTensor:
-        """int64 [n_texts, context_length]: start, words, end, padding. Raises ValueError if too long."""
+        """int64 [n_texts, context_length]: start, words, end, padding. Raises UserError if too long."""
         import torch
 
         length = context_length or self.context_length
@@ -47,7 +49,7 @@ class WordTokenizer:
         for row, text in enumerate(batch):
             ids = [self.sot_token_id, *self.encode(text), self.eot_token_id]
             if len(ids) > length:
-                raise ValueError(
+                raise UserError(
                     f"{text!r} has {len(ids) - 2} words; ShapesCLIP reads at most {length - 2}, shorten it"
                 )
             result[row, : len(ids)] = torch.tensor(ids)

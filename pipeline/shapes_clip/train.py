@@ -1,6 +1,6 @@
 """Trains ShapesCLIP on the shapes world and writes weights and a training record.
 
-    python -m pipeline.shapes_clip.train --out pipeline/shapes_clip
+    python -m pipeline.shapes_clip.train --out pipeline/shapes_clip --checkpoints CHECKPOINTS
 
 The loss has three contrasts, all between the two towers: images with captions (CLIP); images with the
 zero-shot prompts of each attribute (as in UniCL, arXiv:2204.03610); patches with the same prompts (region
@@ -266,7 +266,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--evaluate-every", type=int, default=150, help="steps; also the checkpoint interval")
     options = parser.parse_args(arguments)
-    options.command = shlex.join(["python", "-m", "pipeline.shapes_clip.train", *(arguments or sys.argv[1:])])
+    # The folder of the checkpoints is a place on one machine and changes nothing: it is not recorded.
+    given = arguments if arguments is not None else sys.argv[1:]
+    shown = ["CHECKPOINTS" if a == str(options.checkpoints) else a for a in given]
+    options.command = shlex.join(["python", "-m", "pipeline.shapes_clip.train", *shown])
     return options
 
 
@@ -365,7 +368,9 @@ def write(
 ) -> None:
     """The weights (float32) and the record of the run."""
     options.out.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, options.out / "model.safetensors")
+    weights = options.out / "model.safetensors"
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, weights)
+    weights.chmod(0o644)  # safetensors leaves it readable by its owner alone
     record = {
         "command": options.command,
         "git_revision": options.revision,

@@ -125,7 +125,7 @@ def test_the_dataset_reads_labels_and_decodes() -> None:
         image = dataset.decode(dataset.read(record))
         assert image.mode == "RGB"
         np.testing.assert_array_equal(np.asarray(image), scene.image)
-    assert dataset.templates() == list(TEMPLATES["texture"])
+    assert dataset.config.templates() == list(TEMPLATES["texture"])
 
 
 def test_label_ids_do_not_depend_on_the_splits() -> None:
