@@ -27,6 +27,7 @@ class ClipVit:
         tokenizer: Callable[[Sequence[str]], Tensor],
         extract: ExtractConfig,
         name: str,
+        settings: dict[str, Any],
     ) -> None:
         visual = model.visual
         if not isinstance(visual, VisionTransformer) or not visual.transformer.batch_first:
@@ -38,6 +39,7 @@ class ClipVit:
         self.visual = visual
         self.preprocess = preprocess
         self.tokenizer = tokenizer
+        self.settings = settings
         self.blocks: list[nn.Module] = list(visual.transformer.resblocks)
         self.n_blocks = len(self.blocks)
         self.hook_block = resolve_block(extract.hook_block, self.n_blocks)

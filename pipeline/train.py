@@ -204,4 +204,4 @@ def _predict_bytes(config: TrainedSaeConfig, inputs: Mapping[str, Artifact | Non
     return 4 * (2 * width * n_latents + n_latents + width) * (1 + 3 * 3)
 
 
-STAGE = Stage("train", 1, _run, predict_bytes=_predict_bytes)
+STAGE = Stage("train", 2, _run, predict_bytes=_predict_bytes)

@@ -1,4 +1,4 @@
-"""Stage `weights`: which backbone this is, by a digest of every weight.
+"""Stage `weights`: which backbone this is, by a digest of every weight and of its preprocessing.
 
 The weights stay where they are; what is made with them carries the digest in its key, and each later load is
 checked against it.
@@ -15,7 +15,7 @@ from pipeline.backbones.base import Backbone, BackboneConfig
 from pipeline.stage import Inputs, Runtime, Stage
 from storage.artifacts import Artifact, Builder, Summary
 from storage.errors import UserError
-from storage.keys import canonical_json
+from storage.keys import canonical_json, digest_json
 
 
 def state_digest(state: dict[str, Tensor]) -> str:
@@ -28,13 +28,18 @@ def state_digest(state: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def identity_of(backbone: Backbone) -> str:
+    """sha256 over the digest of the weights and the settings that are not seen in them."""
+    return digest_json({"state": state_digest(backbone.state()), "settings": backbone.settings})
+
+
 def _run(config: BackboneConfig, inputs: Inputs, out: Builder, runtime: Runtime) -> Summary:
     backbone = config.build()
     state = backbone.state()
-    out.identity = state_digest(state)
+    out.identity = identity_of(backbone)
     rows, columns = backbone.grid
     return {
-        "weights_digest": out.identity,
+        "identity": out.identity,
         "n_parameters": sum(tensor.numel() for tensor in state.values()),
         "n_blocks": backbone.n_blocks,
         "width": backbone.width,
@@ -47,7 +52,7 @@ def _run(config: BackboneConfig, inputs: Inputs, out: Builder, runtime: Runtime)
 def load_backbone(config: BackboneConfig, artifact: Artifact, device: str) -> Backbone:
     """The backbone, ready on `device`. Raises UserError if its weights are no longer those of `artifact`."""
     backbone = config.build()
-    found = state_digest(backbone.state())
+    found = identity_of(backbone)
     if found != artifact.identity:
         raise UserError(
             f"the backbone's weights have the digest {found[:16]}, not {artifact.identity[:16]} as when they were "

@@ -6,7 +6,7 @@ Shapes: B images, T tokens per image (prefix tokens first), d channels at the ho
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from PIL import Image
@@ -59,8 +59,11 @@ class Backbone(Protocol):
         """Text features, float32 [n, E], not normalised."""
         ...
 
+    settings: dict[str, Any]
+    """What else decides its outputs and is not seen in the weights: preprocessing, vocabulary. JSON."""
+
     def state(self) -> dict[str, Tensor]:
-        """Every weight, by name; their digest identifies the backbone."""
+        """Every weight, by name."""
         ...
 
     def to(self, device: str) -> Backbone: ...

@@ -75,7 +75,8 @@ class OpenClipConfig(BackboneConfig):
             SafetensorError,
         ) as error:
             raise UserError(self._explain(error)) from error
-        return ClipVit(model, preprocess, tokenizer, self.extract, self.model)
+        settings = {"preprocess": model.visual.preprocess_cfg}
+        return ClipVit(model, preprocess, tokenizer, self.extract, self.model, settings)
 
     def _explain(self, error: Exception) -> str:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]

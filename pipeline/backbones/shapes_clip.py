@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline import shapes_clip
 from pipeline.backbones.base import BackboneConfig
-from storage.keys import digest_file
+from storage.keys import digest_file, digest_json
 
 if TYPE_CHECKING:
     from pipeline.clip_vit import ClipVit
@@ -18,13 +18,14 @@ class ShapesClipConfig(BackboneConfig):
     kind: Literal["shapes_clip"] = "shapes_clip"
 
     def fingerprint(self) -> str:
-        return digest_file(shapes_clip.WEIGHTS)
+        return digest_json([digest_file(path) for path in shapes_clip.files()])
 
     def build(self) -> ClipVit:
         from pipeline.clip_vit import ClipVit
 
         model, preprocess, tokenizer = shapes_clip.load()
-        return ClipVit(model, preprocess, tokenizer, self.extract, "shapes_clip")
+        settings = {"preprocess": shapes_clip.config()["preprocess_cfg"], "vocabulary": list(tokenizer.words)}
+        return ClipVit(model, preprocess, tokenizer, self.extract, "shapes_clip", settings)
 
     def activation_shape(self) -> tuple[int, int]:
         vision = shapes_clip.config()["model_cfg"]["vision_cfg"]

@@ -54,6 +54,11 @@ def config(folder: Path = FOLDER) -> dict[str, Any]:
     return found
 
 
+def files(folder: Path = FOLDER) -> list[Path]:
+    """Everything the model is made of."""
+    return [folder / "model.safetensors", folder / "model.json", folder / config(folder)["vocabulary"]]
+
+
 def load(
     folder: Path = FOLDER,
 ) -> tuple[torch.nn.Module, Callable[[Image.Image], torch.Tensor], WordTokenizer]:
