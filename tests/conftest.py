@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# Two processes of two OpenMP threads each on two cores spin at each other's barriers, ten times slower than one.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 from pathlib import Path
 
 import open_clip
