@@ -53,3 +53,19 @@ def test_killed_and_run_again_is_byte_identical(
     assert {path.relative_to(found.path) for path in found.path.rglob("*") if path.is_file()} == names
     for name in names - {Path("manifest.json")}:
         assert (found.path / name).read_bytes() == (expected.path / name).read_bytes(), name
+
+
+def test_of_two_runs_at_once_the_second_waits_and_uses_the_result(
+    small_store: Store, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    expected = only_artifact(small_store, "train")
+    store = Store(tmp_path / "store")
+    shutil.copytree(small_store.root, store.root)
+    store.discard(only_artifact(store, "train"))
+    processes = [
+        start(store, tiny_checkpoint, ADDRESSES["train"], tmp_path / f"marker {i}") for i in range(2)
+    ]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert only_artifact(store, "train").manifest.outputs == expected.manifest.outputs
