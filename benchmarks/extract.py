@@ -41,9 +41,11 @@ def main() -> None:
     options.add_argument(
         "--model", default="ViT-B-16-quickgelu", help="open_clip architecture, random weights"
     )
-    options.add_argument("--images", type=int, default=96)
+    options.add_argument(
+        "--images", type=int, default=400, help="starting a decoding process costs what some 40 images cost"
+    )
     options.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16")
-    options.add_argument("--repeats", type=int, default=3)
+    options.add_argument("--repeats", type=int, default=1)
     arguments = options.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="patchsae-extract-"))
     try:
