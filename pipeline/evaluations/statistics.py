@@ -5,6 +5,7 @@ The config of this evaluation and its stage; formulas are in `latent_tables`, co
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ from pipeline.saes.base import load_sae
 from pipeline.stage import Inputs, Runtime, Stage
 from storage import parts, tables
 from storage.activations import Activations
-from storage.artifacts import Builder, Summary
+from storage.artifacts import Artifact, Builder, Summary
 
 if TYPE_CHECKING:
     from pipeline.dag import Dag
@@ -132,4 +133,13 @@ def _run(config: StatisticsConfig, inputs: Inputs, out: Builder, runtime: Runtim
     }
 
 
-STAGE = Stage("statistics", 1, _run, _run_part)
+def _predict_bytes(config: StatisticsConfig, inputs: Mapping[str, Artifact | None]) -> int | None:
+    """The scratch of the parts, freed at the end, which is most of it: about one byte per image and latent at
+    the paper's sparsity (50 KB per image at 49,152 latents). None until the SAE is trained."""
+    images, sae = inputs["images"], inputs["sae"]
+    if images is None or sae is None:
+        return None
+    return int(images.manifest.summary["n_images"] or 0) * int(sae.manifest.summary["n_latents"] or 0)
+
+
+STAGE = Stage("statistics", 1, _run, _run_part, predict_bytes=_predict_bytes)
