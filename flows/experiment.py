@@ -80,8 +80,7 @@ def _run(work: Work, item: Planned, planned: dict[str, Planned], runtime: Runtim
     address = item.node.address
     if item.state == "blocked":
         raise UserError(f"{address}: {item.why}")
-    if item.key is None:
-        raise UserError(f"{address}: {item.why}, which is not among the stages to run; run that first.")
+    assert item.key is not None, f"{address} {item.why}"
     # Before it is built: `gc` must not take what a run has begun.
     known = {a: (p.node.stage.name, p.key) for a, p in planned.items() if p.key is not None}
     work.store.record_experiment(work.record, known)

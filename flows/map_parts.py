@@ -25,6 +25,13 @@ from pipeline.stage import Inputs, Runtime, Stage, map_parts_here
 from storage.artifacts import Artifact, Builder
 from storage.errors import UserError
 
+# Ctrl-C goes to every process of a terminal: workers leave it to the process that stops them.
+_WORKER_SETUP = """
+import logging, signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+logging.getLogger("distributed").setLevel(logging.ERROR)
+"""
+
 
 @dataclass(frozen=True)
 class PartJob:
@@ -153,6 +160,7 @@ class DaskParts:
                 # A part holds no Dask data, so there is nothing for Dask to spill or to pause for.
                 memory_limit=0,
                 dashboard_address=":0",
+                preload=[_WORKER_SETUP],
             )
         return str(self._cluster.scheduler_address)
 

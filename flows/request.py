@@ -111,6 +111,12 @@ def check_can_run(work: Work) -> None:
         item = work.planned[address]
         if item.state == "blocked":
             raise UserError(f"{address}: {_root_cause(work, item).why}")
+        for needed in item.node.inputs.values():
+            if needed not in work.wanted and work.planned[needed].state != "cached":
+                raise UserError(
+                    f"{address} needs {needed}, which is not in the store and not among the stages to run; run that "
+                    "first."
+                )
     plan.check_space(work.store, {address: work.planned[address] for address in work.wanted})
 
 

@@ -42,6 +42,7 @@ def server_for_a_run() -> Iterator[None]:
 
     Raises UserError if a configured server does not answer, or the temporary one does not start.
     """
+    from prefect.events.worker import EventsWorker
     from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
     configured = PREFECT_API_URL.value()
@@ -57,6 +58,8 @@ def server_for_a_run() -> Iterator[None]:
             with temporary_settings({PREFECT_API_URL: url, PREFECT_LOGGING_TO_API_ENABLED: False}):
                 yield
         finally:
+            # Else Prefect sends its last events to nobody, for as long as it takes to give up.
+            EventsWorker.drain_all(timeout=10)
             process.communicate()
 
 

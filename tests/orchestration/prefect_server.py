@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,3 +77,21 @@ def quiet_environment(home: Path) -> dict[str, str]:
         "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
         "DO_NOT_TRACK": "1",
     }
+
+
+def task_states(flow_run: FlowRunFilter, n_expected: int) -> dict[str, str]:
+    """Name of every task run of a flow run -> its state.
+
+    The server learns of task runs from events, a little later than they happen: waits until there are as many
+    as expected and all are final. Flows called inside a task are not counted.
+    """
+    deadline = time.monotonic() + 60
+    while True:
+        with get_client(sync_client=True) as client:
+            runs = [
+                run for run in client.read_task_runs(flow_run_filter=flow_run) if "parts-" not in run.name
+            ]
+        done = [run for run in runs if run.state is not None and run.state.is_final()]
+        if len(done) == len(runs) == n_expected or time.monotonic() > deadline:
+            return {run.name: run.state.name for run in runs if run.state is not None}
+        time.sleep(0.3)

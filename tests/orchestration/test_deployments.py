@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
-from prefect_server import ADDRESSES, ROOT, Server
+from prefect_server import ADDRESSES, ROOT, Server, task_states
 
 from flows.stage_task import slug
 from storage.artifacts import Store
@@ -34,11 +33,8 @@ def worker(server: Server) -> Iterator[Server]:
     process.wait()
 
 
-def task_states(run: FlowRun) -> dict[str, str]:
-    """Name of a task run -> its state, for the tasks of one flow run."""
-    with get_client(sync_client=True) as client:
-        runs = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
-    return {task.name: task.state.name for task in runs if task.state is not None}
+def of(run: FlowRun) -> FlowRunFilter:
+    return FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
 
 
 def deploy_and_wait(name: str, parameters: dict[str, Any]) -> FlowRun:
@@ -89,6 +85,15 @@ def test_a_deployed_run_makes_every_artifact(first_run: Store) -> None:
     assert list(first_run.experiments()) == ["little"]
 
 
+def test_parts_are_mapped_by_dask(first_run: Store, in_server: Server) -> None:
+    with get_client(sync_client=True) as client:
+        for stage in ("statistics", "masking"):
+            (run,) = (r for r in client.read_flow_runs() if r.name.startswith(f"{stage} "))
+            parts = run.parameters["parts"]
+            assert len(parts) > 1 and run.parameters["key"] == first_run.committed(stage)[0].key
+            assert task_states(of(run), len(parts)) == {str(part): "Completed" for part in parts}
+
+
 def test_summaries_are_table_artifacts(first_run: Store, in_server: Server) -> None:
     with get_client(sync_client=True) as client:
         response = client.request("POST", "/artifacts/latest/filter", json={})
@@ -102,22 +107,13 @@ def test_summaries_are_table_artifacts(first_run: Store, in_server: Server) -> N
 def test_a_second_run_is_cached(first_run: Store, parameters: dict[str, Any], in_server: Server) -> None:
     before = started(first_run)
     run = deploy_and_wait("experiment/experiment", parameters)
-    assert task_states(run) == dict.fromkeys(ADDRESSES, "Cached")
+    assert task_states(of(run), len(ADDRESSES)) == dict.fromkeys(ADDRESSES, "Cached")
     assert started(first_run) == before
 
 
 def test_one_stage_is_run_again(first_run: Store, parameters: dict[str, Any], in_server: Server) -> None:
     before = started(first_run)
     run = deploy_and_wait("train/train", {**parameters, "name": "relu", "rerun": True})
-    assert task_states(run) == {"train/relu": "Completed"}
+    assert task_states(of(run), 1) == {"train/relu": "Completed"}
     after = started(first_run)
     assert {stage for stage in after if after[stage] != before[stage]} == {"train"}
-
-
-def test_a_deleted_artifact_is_made_again_although_prefect_has_its_result(
-    first_run: Store, parameters: dict[str, Any], in_server: Server
-) -> None:
-    shutil.rmtree(first_run.committed("masking")[0].path)
-    run = deploy_and_wait("masking/masking", parameters)
-    assert task_states(run) == {"masking/masking": "Completed"}
-    assert len(first_run.committed("masking")) == 1
