@@ -117,7 +117,7 @@ def run(
       stays, so add `--rerun statistics` to compute that again too
     """
     from flows.launch import launch
-    from flows.request import Resources
+    from flows.resources import Resources
 
     resources = Resources(device=device, workers=workers, checkpoint_seconds=checkpoint_seconds, dask=dask)
     launch(experiment, set_ or [], store, only or [], rerun or [], resources)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.map_parts import DaskParts
-from flows.request import Resources, Work, check_can_run, open_work
+from flows.request import Work, check_can_run, open_work
+from flows.resources import Resources, check_resources
 from flows.stage_task import Build, Reference, results_folder, run_stage
 from pipeline.plan import Planned, plan_node, run_node
 from pipeline.progress import ConsoleReporter
@@ -29,6 +30,7 @@ def experiment(
     """
     work = open_work(experiment, overrides or [], store, only or [], rerun or [])
     check_can_run(work)
+    check_resources(resources)
     return run_nodes(work, resources)
 
 
@@ -75,15 +77,26 @@ def _discard(work: Work, item: Planned) -> None:
             work.store.discard(artifact)
 
 
+def _remember(work: Work, planned: dict[str, Planned]) -> None:
+    """Records what the run has reached, before it is built, so that `gc` takes nothing of what has begun.
+
+    What is not known yet stays as it was at the last run of that name.
+    """
+    record = work.store.experiments().get(work.record, {})
+    known = {
+        a: (i.node.stage.name, i.key) for a, i in {**work.planned, **planned}.items() if i.key is not None
+    }
+    kept = {address: record[address] for address in work.planned.keys() & record.keys()}
+    work.store.record_experiment(work.record, {**kept, **known})
+
+
 def _run(work: Work, item: Planned, planned: dict[str, Planned], runtime: Runtime) -> Reference:
     """Runs one node as a task. Raises UserError if what it needs is missing."""
     address = item.node.address
     if item.state == "blocked":
         raise UserError(f"{address}: {item.why}")
     assert item.key is not None, f"{address} {item.why}"
-    # Before it is built: `gc` must not take what a run has begun.
-    known = {a: (p.node.stage.name, p.key) for a, p in planned.items() if p.key is not None}
-    work.store.record_experiment(work.record, known)
+    _remember(work, planned)
     task = run_stage.with_options(
         task_run_name=address,
         refresh_cache=item.state != "cached",

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import typer
 
-from flows.request import Resources, check_can_run, check_dask, open_work
+from flows.request import check_can_run, open_work
+from flows.resources import Resources, check_resources
 from storage.atomic import explaining_full_disk
 
 # The command line shows its own bars, and a failure as the exception it is; a deployment keeps Prefect's log.
@@ -35,7 +36,7 @@ def launch(
         return
     check_can_run(work)
     resources = resources or Resources()
-    check_dask(resources.dask)
+    check_resources(resources)
     typer.echo(
         f"{work.record}: {len(to_do)} of {len(work.wanted)} stages to do ({', '.join(to_do)}) in {work.store.root}"
     )

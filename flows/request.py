@@ -6,14 +6,10 @@ Free of Prefect, so that a plan, or a run with nothing to do, starts nothing.
 from __future__ import annotations
 
 import os
-import socket
-import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-
-from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline import dag, plan
 from pipeline.config import nearest
@@ -24,23 +20,6 @@ from storage.errors import UserError
 from storage.keys import digest_json
 
 PRESETS = Path(__file__).parent / "presets"
-
-
-class Resources(BaseModel):
-    """What may differ between two runs without changing a byte of the result."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    device: str | None = Field(None, description="cpu, cuda or cuda:1; empty: CUDA where there is one.")
-    workers: int | None = Field(
-        None, ge=0, description="Processes that decode images; empty: half the cores."
-    )
-    checkpoint_seconds: float = Field(60.0, gt=0, description="Seconds between two checkpoints of training.")
-    dask: str = Field(
-        "local",
-        description="Where parts of statistics and masking run: `local` (one process per core), "
-        "`none` (this process), or the address of a Dask scheduler (tcp://host:8786).",
-    )
 
 
 @dataclass(frozen=True)
@@ -118,26 +97,7 @@ def check_can_run(work: Work) -> None:
                     "first."
                 )
     plan.check_space(work.store, {address: work.planned[address] for address in work.wanted})
-
-
-def check_dask(address: str) -> None:
-    """Raises UserError if `address` is neither `local` nor `none` nor that of a scheduler that listens."""
-    if address in ("local", "none"):
-        return
-    try:
-        parts = urllib.parse.urlsplit(address)
-        where = (parts.hostname, parts.port)
-    except ValueError:
-        where = (None, None)
-    if not all(where):
-        raise UserError(f"--dask {address}: write `local`, `none`, or a scheduler as tcp://HOST:PORT.")
-    try:
-        socket.create_connection(where, timeout=10).close()
-    except OSError as error:
-        raise UserError(
-            f"--dask {address}: no scheduler answers there ({error.strerror or error}); start one with "
-            "`dask scheduler`, or leave --dask out to run on this machine."
-        ) from None
+    work.store.check_writable()
 
 
 def _root_cause(work: Work, item: Planned) -> Planned:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from prefect import Flow, flow
 
 from flows.experiment import run_nodes
-from flows.request import Resources, check_can_run, open_work
+from flows.request import check_can_run, open_work
+from flows.resources import Resources, check_resources
 from flows.stage_task import Reference
 
 
@@ -29,6 +30,7 @@ def stage_flow(stage: str) -> Flow[..., dict[str, Reference]]:
         word = f"{stage}/{name}" if name else stage
         work = open_work(experiment, overrides or [], store, [word], [word] if rerun else [])
         check_can_run(work)
+        check_resources(resources)
         return run_nodes(work, resources)
 
     return run

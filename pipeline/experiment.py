@@ -158,4 +158,8 @@ def load(source: str, presets: Path, overrides: Sequence[str] = ()) -> Experimen
     if not path.is_file():
         known = [file.stem for file in presets.glob("*.yaml")]
         raise UserError(f"{source}: neither a preset nor a YAML file{nearest(source, known)}")
-    return parse(path.read_text(), str(path) if path is not preset else f"preset {source}", overrides)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as YAML ({error}).") from None
+    return parse(text, str(path) if path is not preset else f"preset {source}", overrides)

@@ -192,6 +192,16 @@ class Store:
         if self.root.exists() and not self.root.is_dir():
             raise UserError(f"--store {self.root}: is a file; give a folder.")
 
+    def check_writable(self) -> None:
+        """Makes the store's folder. Raises UserError if nothing can be written there."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            writable = os.access(self.root, os.W_OK | os.X_OK)
+        except OSError:
+            writable = False
+        if not writable:
+            raise UserError(f"--store {self.root}: nothing can be written there; give another folder.")
+
     def at(self, stage: str, key: str) -> Artifact:
         return Artifact(stage, key, self.root / stage / key[:_DIRECTORY_DIGITS])
 

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import psutil
 import pytest
+from distributed import LocalCluster
 from prefect import tags
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
@@ -201,14 +202,15 @@ def _part_of_a_test(config: object, inputs: object, out: Builder, runtime: objec
     out.ledger.record(part, [file])
 
 
-def test_a_failing_part_says_so_and_the_others_are_kept(
-    in_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+def test_a_scheduler_of_ones_own_and_a_part_that_fails(in_server: Server, tmp_path: Path) -> None:
     store = Store(tmp_path)
     out = Builder(store.at("toy", "0" * 64))
     stage = Stage("toy", 1, lambda *_: {}, _part_of_a_test)
-    with DaskParts("local") as map_parts, pytest.raises(UserError, match="part 1 is bad"):
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        DaskParts(cluster.scheduler_address) as map_parts,
+        pytest.raises(UserError, match="part 1 is bad"),
+    ):
         map_parts(stage, Config(), {}, out, Runtime(), [0, 1])
     assert out.ledger.missing(2) == [1]
     assert (out.path / "0").read_text() != multiprocessing.current_process().name

@@ -177,6 +177,20 @@ def test_bad_stores(small: Path, tmp_path: Path) -> None:
         assert "is a file" in sentence(patchsae(*command, "--store", small))
 
 
+def test_a_binary_file_is_no_experiment(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    assert "cannot be read as YAML" in sentence(patchsae("plan", tiny_checkpoint, "--store", tmp_path / "s"))
+
+
+def test_a_store_that_cannot_be_written(small: Path) -> None:
+    assert "nothing can be written" in sentence(patchsae("run", small, "--store", small / "store"))
+
+
+def test_devices_are_checked_first(small: Path, tmp_path: Path) -> None:
+    for device in ("gpu", "cuda:99"):
+        result = patchsae("run", small, "--store", tmp_path / "s", "--device", device)
+        assert sentence(result).startswith(f"--device {device}: ")
+
+
 def test_dask_addresses_are_checked_first(small: Path, tmp_path: Path) -> None:
     for address in ("tcp://127.0.0.1:9", "lokal", "tcp://127.0.0.1", "tcp://127.0.0.1:many"):
         result = patchsae("run", small, "--store", tmp_path / "s", "--dask", address)
