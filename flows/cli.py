@@ -242,9 +242,10 @@ def gc(
     Every run is recorded under its experiment's name (with a suffix where `--set` was used); the record keeps
     what it reached, finished or not. What a process is building right now is never deleted.
     """
-    from flows.show import size, table
+    from flows.show import table
     from flows.upkeep import delete as delete_artifacts
     from flows.upkeep import unreachable
+    from pipeline.progress import size
 
     opened = _open(store)
     for name in forget or []:

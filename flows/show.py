@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipeline.progress import size
 from storage.artifacts import Store
 
 if TYPE_CHECKING:
@@ -22,18 +23,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
-
-
-def size(n_bytes: int | None) -> str:
-    """Bytes with a decimal unit; `?` if they cannot be told."""
-    if n_bytes is None:
-        return "?"
-    value = float(n_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
-        value /= 1000
-    return f"{value:,.1f} TB"
 
 
 def plan_rows(work: Work) -> list[dict[str, Any]]:

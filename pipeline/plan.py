@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.dag import Node
+from pipeline.progress import size
 from pipeline.stage import Runtime, execute
 from storage.artifacts import Artifact, Store
 from storage.checkpoints import Checkpoints
@@ -159,8 +160,8 @@ def check_space(store: Store, planned: Mapping[str, Planned]) -> None:
     if needed > free:
         largest = max(to_write, key=lambda item: item.n_bytes or 0)
         raise UserError(
-            f"{store.root}: the run needs about {needed / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free "
-            f"(the largest is {largest.node.address}, {(largest.n_bytes or 0) / 1e9:,.1f} GB); "
+            f"{store.root}: the run needs about {size(needed)} and {size(free)} are free "
+            f"(the largest is {largest.node.address}, {size(largest.n_bytes)}); "
             "choose another --store or fewer images."
         )
 
