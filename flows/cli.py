@@ -91,7 +91,10 @@ def run(
         typer.Option(metavar="NAME", help="cpu, cuda, cuda:1.  [default: cuda where there is one]"),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that decode images.  [default: half the cores]")
+        int | None,
+        typer.Option(
+            min=0, help="Processes that decode images.  [default: half the cores; 0, a thread, on a CPU]"
+        ),
     ] = None,
     checkpoint_seconds: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="Training writes a checkpoint this often.")

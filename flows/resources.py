@@ -18,7 +18,7 @@ class Resources(BaseModel):
 
     device: str | None = Field(None, description="cpu, cuda or cuda:1; empty: CUDA where there is one.")
     workers: int | None = Field(
-        None, ge=0, description="Processes that decode images; empty: half the cores."
+        None, ge=0, description="Processes that decode images; empty: half the cores, none on a CPU."
     )
     checkpoint_seconds: float = Field(60.0, gt=0, description="Seconds between two checkpoints of training.")
     dask: str = Field(

@@ -1,12 +1,13 @@
 """Stage `extract`: the activations of every image at the hook, cached as one Zarr array.
 
-Decoding (worker processes), the forward pass and writing (a thread) overlap. One shard is one part. On a CPU the
-forward pass always takes exactly one chunk of images, so that neither the workers nor the batch change a byte.
+Decoding (a thread, or worker processes), the forward pass and writing (a thread) overlap. One shard is one part. On
+a CPU the forward pass always takes exactly one chunk of images, so that neither the workers nor the batch change a
+byte.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -133,8 +134,18 @@ def _run(config: ExtractStageConfig, inputs: Inputs, out: Builder, runtime: Runt
     }
 
 
-def _forward(backbone: Backbone, loader: Any, dtype: str, where: str) -> Iterator[np.ndarray]:
-    for pixels in loader:
+def _ahead(loader: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The batches of `loader`, each fetched by a thread while the one before it is in use."""
+    batches = iter(loader)
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch
+
+
+def _forward(backbone: Backbone, loader: Iterable[Tensor], dtype: str, where: str) -> Iterator[np.ndarray]:
+    for pixels in _ahead(loader):
         with torch.inference_mode():
             activations = backbone.head(pixels)
         yield to_stored(activations, dtype, where)

@@ -57,7 +57,7 @@ class Runtime:
 
     device: str = "cpu"
     workers: int = 0
-    """Processes that decode images; 0 decodes in threads of this process."""
+    """Processes that decode images; 0 decodes in a thread of this process."""
     batch_images: int = 256
     """Images per forward pass on an accelerator. A CPU always works chunk by chunk."""
     checkpoint_seconds: float = 60.0
@@ -67,9 +67,11 @@ class Runtime:
 
     @classmethod
     def here(cls, **settings: Any) -> Runtime:
-        """The best of this machine: CUDA where there is one, a decoding process per spare core."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(**{"device": device, "workers": max(1, (os.cpu_count() or 2) // 2), **settings})
+        """The best of this machine: CUDA where there is one. An accelerator outruns one decoding thread and gets
+        a process per two cores; a forward pass on the CPU never does."""
+        device = settings.pop("device", None) or ("cuda" if torch.cuda.is_available() else "cpu")
+        workers = 0 if device == "cpu" else max(1, (os.cpu_count() or 2) // 2)
+        return cls(**{"device": device, "workers": workers, **settings})
 
     def describe(self) -> dict[str, Any]:
         return {
