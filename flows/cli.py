@@ -99,6 +99,18 @@ def run(
     checkpoint_seconds: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="Training writes a checkpoint this often.")
     ] = 60.0,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes (GPUs) of this machine that train an SAE together.")
+    ] = 1,
+    torchrun: Annotated[
+        str,
+        typer.Option(
+            metavar="ARGUMENTS", help="torchrun's arguments where several machines train an SAE together."
+        ),
+    ] = "--standalone",
+    members: Annotated[
+        int, typer.Option(min=1, help="SAEs trained in one pass over the activations, at most.")
+    ] = 8,
     dask: Annotated[
         str,
         typer.Option(
@@ -122,7 +134,15 @@ def run(
     from flows.launch import launch
     from flows.resources import Resources
 
-    resources = Resources(device=device, workers=workers, checkpoint_seconds=checkpoint_seconds, dask=dask)
+    resources = Resources(
+        device=device,
+        workers=workers,
+        checkpoint_seconds=checkpoint_seconds,
+        processes=processes,
+        torchrun=torchrun,
+        members=members,
+        dask=dask,
+    )
     launch(experiment, set_ or [], store, only or [], rerun or [], resources)
 
 

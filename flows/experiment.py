@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prefect import flow
 
 from flows.map_parts import DaskParts
 from flows.request import Work, check_can_run, open_work
 from flows.resources import Resources, check_resources
 from flows.stage_task import Build, Reference, results_folder, run_stage
-from pipeline.plan import Planned, plan_node, run_node
+from pipeline.plan import Planned, companions, plan_node, run_together
 from pipeline.progress import ConsoleReporter
 from pipeline.stage import Runtime
+from storage.artifacts import Artifact
 from storage.errors import UserError
 
 
@@ -47,22 +50,43 @@ def run_nodes(work: Work, resources: Resources) -> dict[str, Reference]:
         references: dict[str, Reference] = {}
         built: set[str | None] = set()
         for address, before in work.planned.items():
-            item = planned[address] = plan_node(work.store, before.node, planned, committed)
             if address not in work.wanted:
+                planned[address] = plan_node(work.store, before.node, planned, committed)
                 continue
-            if address in work.again and item.key not in built:
-                _discard(work, item)
-                item = plan_node(work.store, before.node, planned, committed)
-            references[address] = _run(work, item, planned, runtime)
-            built.add(item.key)
+            item = planned[address] = _ready(work, before, planned, committed, built)
+            group = [item]
+            if item.has_work and item.node.stage.together_key is not None:
+                later = [
+                    _ready(work, other, planned, committed, built)
+                    for a, other in work.planned.items()
+                    if a in work.wanted and a not in references and other.node.inputs == before.node.inputs
+                ]
+                group += companions(item, later)[: runtime.members - 1]
+            references[address] = _run(work, group, planned, runtime)
+            built |= {member.key for member in group}
             planned[address] = plan_node(work.store, before.node, planned, committed)
         return references
+
+
+def _ready(
+    work: Work,
+    before: Planned,
+    planned: dict[str, Planned],
+    committed: Sequence[Artifact],
+    built: set[str | None],
+) -> Planned:
+    """The node as it is planned now, its artifact deleted if it is to be built again and has not been."""
+    item = plan_node(work.store, before.node, planned, committed)
+    if before.node.address not in work.again or item.key in built:
+        return item
+    _discard(work, item)
+    return plan_node(work.store, before.node, planned, committed)
 
 
 def _runtime(resources: Resources, map_parts: DaskParts) -> Runtime:
     given = {
         name: value
-        for name in ("device", "workers", "checkpoint_seconds")
+        for name in ("device", "workers", "checkpoint_seconds", "processes", "torchrun", "members")
         if (value := getattr(resources, name)) is not None
     }
     return Runtime.here(**given, reporter=ConsoleReporter(), map_parts=map_parts)
@@ -90,8 +114,9 @@ def _remember(work: Work, planned: dict[str, Planned]) -> None:
     work.store.record_experiment(work.record, {**kept, **known})
 
 
-def _run(work: Work, item: Planned, planned: dict[str, Planned], runtime: Runtime) -> Reference:
-    """Runs one node as a task. Raises UserError if what it needs is missing."""
+def _run(work: Work, group: Sequence[Planned], planned: dict[str, Planned], runtime: Runtime) -> Reference:
+    """Runs a node as a task, and builds the rest of its group with it. Raises UserError if what it needs is missing."""
+    item = group[0]
     address = item.node.address
     if item.state == "blocked":
         raise UserError(f"{address}: {item.why}")
@@ -108,5 +133,5 @@ def _run(work: Work, item: Planned, planned: dict[str, Planned], runtime: Runtim
         stage=item.node.stage.name,
         key=item.key,
         device=runtime.device,
-        build=Build(lambda: run_node(work.store, item, planned, runtime)),
+        build=Build(lambda: run_together(work.store, group, planned, runtime)[0]),
     )

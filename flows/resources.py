@@ -21,6 +21,11 @@ class Resources(BaseModel):
         None, ge=0, description="Processes that decode images; empty: half the cores, none on a CPU."
     )
     checkpoint_seconds: float = Field(60.0, gt=0, description="Seconds between two checkpoints of training.")
+    processes: int = Field(
+        1, ge=1, description="Processes (GPUs) of this machine that train one SAE together, by torchrun."
+    )
+    torchrun: str = Field("--standalone", description="torchrun's arguments where machines train together.")
+    members: int = Field(8, ge=1, description="SAEs trained in one pass over the activations, at most.")
     dask: str = Field(
         "local",
         description="Where parts of statistics and masking run: `local` (one process per core), "

@@ -1,7 +1,8 @@
 """Adam with its whole state in plain sight (spec 2.5: torch's defaults, no weight decay).
 
 Not `torch.optim.Adam`: its constructor imports torch's compiler, 3 to 13 s of a demo of minutes, and its state
-would have to be taken apart for every checkpoint.
+would have to be taken apart for every checkpoint. The update is torch's own fused kernel, one pass over each parameter
+instead of seven.
 """
 
 from __future__ import annotations
@@ -31,8 +32,28 @@ class Adam:
         for name, parameter in self.parameters.items():
             if parameter.grad is None:
                 raise ValueError(f"{name} has no gradient")
-            mean, mean_square = self.moments[f"mean.{name}"], self.moments[f"mean_square.{name}"]
-            mean.lerp_(parameter.grad, 1 - _BETA1)
-            mean_square.mul_(_BETA2).addcmul_(parameter.grad, parameter.grad, value=1 - _BETA2)
-            deviation = mean_square.sqrt().div_((1 - _BETA2**step) ** 0.5).add_(_EPSILON)
-            parameter.addcdiv_(mean, deviation, value=-lr / (1 - _BETA1**step))
+            torch._fused_adam_(
+                [parameter],
+                [parameter.grad],
+                [self.moments[f"mean.{name}"]],
+                [self.moments[f"mean_square.{name}"]],
+                [],
+                [torch.tensor(float(step), device=parameter.device)],
+                lr=lr,
+                beta1=_BETA1,
+                beta2=_BETA2,
+                weight_decay=0.0,
+                eps=_EPSILON,
+                amsgrad=False,
+                maximize=False,
+            )
+
+
+def clip_(parameters: Mapping[str, Tensor], length: float) -> float:
+    """Scales all gradients down so that together they are no longer than `length`; returns how long they were."""
+    gradients = [p.grad for p in parameters.values() if p.grad is not None]
+    found = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]).norm().item()
+    if found > length:
+        for gradient in gradients:
+            gradient.mul_(length / found)
+    return found

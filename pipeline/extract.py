@@ -20,6 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 from pipeline.backbones.base import Backbone, BackboneConfig
 from pipeline.config import Config
 from pipeline.datasets.base import Dataset, DatasetConfig, Record
+from pipeline.prefetch import prefetch
 from pipeline.stage import Inputs, Runtime, Stage
 from pipeline.weights import load_backbone
 from storage import tables
@@ -134,18 +135,8 @@ def _run(config: ExtractStageConfig, inputs: Inputs, out: Builder, runtime: Runt
     }
 
 
-def _ahead(loader: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The batches of `loader`, each fetched by a thread while the one before it is in use."""
-    batches = iter(loader)
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = pool.submit(next, batches, None)
-            yield batch
-
-
 def _forward(backbone: Backbone, loader: Iterable[Tensor], dtype: str, where: str) -> Iterator[np.ndarray]:
-    for pixels in _ahead(loader):
+    for pixels in prefetch(loader):
         with torch.inference_mode():
             activations = backbone.head(pixels)
         yield to_stored(activations, dtype, where)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pipeline.dag import Node
 from pipeline.progress import size
-from pipeline.stage import Runtime, execute
+from pipeline.stage import Assignment, Runtime, execute
 from storage.artifacts import Artifact, Store
 from storage.checkpoints import Checkpoints
 from storage.errors import UserError
@@ -166,15 +166,45 @@ def check_space(store: Store, planned: Mapping[str, Planned]) -> None:
         )
 
 
+def companions(item: Planned, others: Sequence[Planned]) -> list[Planned]:
+    """Of `others`, those that can be built in the same pass as `item`: a sweep of SAEs over one stream."""
+    stage = item.node.stage
+    if stage.together_key is None:
+        return []
+    found: dict[str, Planned] = {}
+    for other in others:
+        if (
+            other.node.stage is stage
+            and other.has_work
+            and other.key not in (None, item.key)
+            and other.node.inputs == item.node.inputs
+            and stage.together_key(other.node.config) == stage.together_key(item.node.config)
+        ):
+            found.setdefault(str(other.key), other)
+    return list(found.values())
+
+
 def run_node(store: Store, item: Planned, before: Mapping[str, Planned], runtime: Runtime) -> Artifact:
     """Executes one planned node whose inputs are committed. Raises UserError if they are not."""
-    if item.state == "blocked":
-        raise UserError(item.why)
-    inputs = {}
-    for role, address in item.node.inputs.items():
-        upstream = before[address]
-        if upstream.key is None or not store.is_usable(upstream.node.stage.name, upstream.key):
-            raise UserError(f"{item.node.address} needs {address}, which has not been run; run that first.")
-        inputs[role] = store.at(upstream.node.stage.name, upstream.key)
-    assert item.key is not None
-    return execute(store, item.node.stage, item.node.config, inputs, item.key_inputs, item.key, runtime)
+    return run_together(store, [item], before, runtime)[0]
+
+
+def run_together(
+    store: Store, items: Sequence[Planned], before: Mapping[str, Planned], runtime: Runtime
+) -> list[Artifact]:
+    """Executes one planned node, or a node and `companions`. Raises UserError if their inputs are not committed."""
+    works = []
+    for item in items:
+        if item.state == "blocked":
+            raise UserError(item.why)
+        inputs = {}
+        for role, address in item.node.inputs.items():
+            upstream = before[address]
+            if upstream.key is None or not store.is_usable(upstream.node.stage.name, upstream.key):
+                raise UserError(
+                    f"{item.node.address} needs {address}, which has not been run; run that first."
+                )
+            inputs[role] = store.at(upstream.node.stage.name, upstream.key)
+        assert item.key is not None
+        works.append(Assignment(item.node.stage, item.node.config, inputs, item.key_inputs, item.key))
+    return execute(store, works, runtime)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,14 @@ from storage.errors import UserError
 Inputs = Mapping[str, Artifact]
 
 _PACKAGES = ("torch", "open_clip_torch", "zarr", "numpy", "polars", "pyarrow", "patchsae")
+
+
+class RunTogether(Protocol):
+    """Builds several artifacts of the same inputs in one pass: the summary of each, or why there is none."""
+
+    def __call__(
+        self, configs: Sequence[Any], inputs: Inputs, outs: Sequence[Builder], runtime: Runtime
+    ) -> Sequence[Summary | UserError]: ...
 
 
 class MapParts(Protocol):
@@ -62,6 +71,12 @@ class Runtime:
     """Images per forward pass on an accelerator. A CPU always works chunk by chunk."""
     checkpoint_seconds: float = 60.0
     """Training writes a checkpoint about this often."""
+    processes: int = 1
+    """Processes that train one SAE, of this machine. On a CPU too, their number changes results by rounding."""
+    torchrun: str = "--standalone"
+    """Arguments of `torchrun` where `processes` is more than 1, such as the address at which machines meet."""
+    members: int = 8
+    """SAEs that are trained in one pass, at most: all of their weights and moments are in memory."""
     reporter: Reporter = field(default_factory=Reporter)
     map_parts: MapParts = map_parts_here
 
@@ -73,6 +88,10 @@ class Runtime:
         workers = 0 if device == "cpu" else max(1, (os.cpu_count() or 2) // 2)
         return cls(**{"device": device, "workers": workers, **settings})
 
+    def silent(self) -> Runtime:
+        """The same without a bar."""
+        return replace(self, reporter=Reporter())
+
     def describe(self) -> dict[str, Any]:
         return {
             "device": self.device,
@@ -83,6 +102,7 @@ class Runtime:
             "workers": self.workers,
             "batch_images": self.batch_images,
             "checkpoint_seconds": self.checkpoint_seconds,
+            "processes": self.processes,
         }
 
 
@@ -92,7 +112,8 @@ class Stage:
 
     `version` is raised whenever the code changes what comes out. `run` reads `inputs` (role -> artifact) and
     writes below `out.path`. `run_part`, if there is one, does one independent part, so that parts can be
-    mapped over processes. `fingerprint` is a cheap sign of something outside the store the result depends on.
+    mapped over processes. `run_together` builds several artifacts of the same inputs in one pass, for configs
+    whose `together_key` is equal; each result is the same as built alone. `fingerprint` is a cheap sign of something outside the store the result depends on.
     `identified_by_content`: what is made from the artifact depends on its content (`Builder.identity`), not on
     how it came about. `predict_bytes` estimates the size of the result before anything is run.
     """
@@ -101,46 +122,81 @@ class Stage:
     version: int
     run: Callable[[Any, Inputs, Builder, Runtime], Summary]
     run_part: Callable[[Any, Inputs, Builder, Runtime, int], None] | None = None
+    run_together: RunTogether | None = None
+    together_key: Callable[[Any], Hashable] | None = None
     fingerprint: Callable[[Any], str] | None = None
     identified_by_content: bool = False
     key_config: Callable[[Any], dict[str, Any]] = lambda config: config.key_config()
     predict_bytes: Callable[[Any, Mapping[str, Artifact | None]], int | None] | None = None
 
 
-def execute(
-    store: Store,
-    stage: Stage,
-    config: Config,
-    inputs: Inputs,
-    key_inputs: Mapping[str, str],
-    key: str,
-    runtime: Runtime,
-) -> Artifact:
-    """Builds one artifact, or waits for the process that is building it and takes its result."""
+@dataclass(frozen=True)
+class Assignment:
+    """One artifact to build: what its stage is given, and its key with what went into that."""
 
-    def say_waiting() -> None:
-        print(f"{stage.name} {key[:16]}: another process is building it; waiting for that one.", flush=True)
+    stage: Stage
+    config: Config
+    inputs: Inputs
+    key_inputs: Mapping[str, str]
+    key: str
 
-    artifact = store.at(stage.name, key)
-    with store.locked(artifact, say_waiting):
-        if store.is_usable(stage.name, key):
-            return store.at(stage.name, key)
-        for upstream in inputs.values():
+
+def execute(store: Store, works: Sequence[Assignment], runtime: Runtime) -> list[Artifact]:
+    """Builds one artifact, or several of a stage that can build them together.
+
+    Waits for another process that is building one of them and takes its result. Raises UserError if one cannot be
+    built, after the others are committed.
+    """
+    stage = works[0].stage
+    with contextlib.ExitStack() as held:
+        # In the order of their keys, so that no two processes wait for each other.
+        for work in sorted(works, key=lambda work: work.key):
+            held.enter_context(_locked(store, work))
+        missing = [work for work in works if not store.is_usable(stage.name, work.key)]
+        for upstream in {id(u): u for work in missing for u in work.inputs.values()}.values():
             fault = upstream.fault()
             if fault:
                 raise UserError(f"{fault}; run {upstream.stage} again.")
         started = time.time()
-        builder = store.begin(artifact)
+        builders = [store.begin(store.at(stage.name, work.key)) for work in missing]
         with explaining_full_disk(store.root):
-            summary = stage.run(config, inputs, builder, runtime)
-            return store.commit(
-                builder,
-                stage.version,
-                stage.key_config(config),
-                key_inputs,
-                summary,
-                {**provenance(), **runtime.describe(), "started": started, "seconds": time.time() - started},
-            )
+            failures = []
+            for work, builder, found in zip(missing, builders, _run(missing, builders, runtime), strict=True):
+                if isinstance(found, UserError):
+                    failures.append(found)
+                    continue
+                seconds = {"started": started, "seconds": time.time() - started}
+                store.commit(
+                    builder,
+                    stage.version,
+                    stage.key_config(work.config),
+                    work.key_inputs,
+                    found,
+                    {**provenance(), **runtime.describe(), **seconds},
+                )
+    if failures:
+        raise failures[0]
+    return [store.at(stage.name, work.key) for work in works]
+
+
+def _run(
+    works: Sequence[Assignment], builders: Sequence[Builder], runtime: Runtime
+) -> Sequence[Summary | UserError]:
+    if len(works) > 1:
+        stage = works[0].stage
+        assert stage.run_together is not None, f"{stage.name} builds one artifact at a time"
+        return stage.run_together([work.config for work in works], works[0].inputs, builders, runtime)
+    return [w.stage.run(w.config, w.inputs, out, runtime) for w, out in zip(works, builders, strict=True)]
+
+
+def _locked(store: Store, work: Assignment) -> contextlib.AbstractContextManager[None]:
+    def say_waiting() -> None:
+        print(
+            f"{work.stage.name} {work.key[:16]}: another process is building it; waiting for that one.",
+            flush=True,
+        )
+
+    return store.locked(store.at(work.stage.name, work.key), say_waiting)
 
 
 def provenance() -> dict[str, Any]:

@@ -1,32 +1,36 @@
-"""Stage `train`: an SAE trained over the shuffled stream.
+"""Stage `train`: SAEs trained over the shuffled stream.
 
 The engine owns the stream, the optimiser, the schedule, checkpoints and metrics; the objective owns parameters
 and gradients (`pipeline.saes.objective`). A step depends on the config, the data and the step's number alone, so
 that training stopped anywhere and continued from a checkpoint ends in the same bytes.
+
+SAEs that want the same stream are trained in one pass over it: each batch is read and moved once for all. They
+know nothing of each other, so each becomes what it would have become alone.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.adam import Adam
+from pipeline import distributed
 from pipeline.index import split_range
+from pipeline.prefetch import prefetch
+from pipeline.ranks import ALONE, Ranks
 from pipeline.saes.base import save_sae
-from pipeline.saes.objective import Gradients, Objective, TrainedSaeConfig
+from pipeline.saes.objective import TrainedSaeConfig
 from pipeline.stage import Inputs, Runtime, Stage
 from pipeline.stream import Batch, Stream
-from pipeline.training_metrics import TRAINING, Reconstruction, evaluate
+from pipeline.trainee import Trainee
+from pipeline.training_metrics import TRAINING, evaluate
 from storage import tables
 from storage.activations import Activations
 from storage.artifacts import Artifact, Builder, Summary
-from storage.checkpoints import Checkpoint, Checkpoints
 from storage.errors import UserError
 
 _LOADER_THREADS = 2
@@ -35,158 +39,147 @@ _EVAL_BATCH_TOKENS = 4096
 _SECONDS_BETWEEN_TABLES = 5.0
 
 
-@dataclass
-class Training:
-    """Everything the next step depends on, and the metrics so far."""
-
-    objective: Objective
-    optimiser: Adam
-    step: int = 0
-    rows: list[dict[str, float]] = field(default_factory=list)
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {
-            **{f"parameter.{name}": tensor for name, tensor in self.objective.parameters.items()},
-            **{f"adam.{name}": tensor for name, tensor in self.optimiser.moments.items()},
-            **{f"state.{name}": tensor for name, tensor in self.objective.state.items()},
-        }
-
-    def save(self, checkpoints: Checkpoints) -> None:
-        arrays = {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
-        arrays |= {f"row.{name}": values for name, values in self.columns().items()}
-        checkpoints.save(self.step, arrays, {})
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Takes up a state that `save` wrote."""
-        for name, tensor in self._tensors().items():
-            # Copied into torch's own memory: kernels may sum in another order at another alignment.
-            tensor.copy_(torch.from_numpy(checkpoint.arrays[name]))
-        self.step = checkpoint.step
-        columns = {c.name: checkpoint.arrays[f"row.{c.name}"].tolist() for c in TRAINING.columns}
-        self.rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-    def columns(self) -> dict[str, np.ndarray]:
-        """The metrics as columns of the table `training`."""
-        return {
-            c.name: np.array([row[c.name] for row in self.rows], c.type.to_pandas_dtype())
-            for c in TRAINING.columns
-        }
-
-
-def learning_rate(config: TrainedSaeConfig, step: int) -> float:
-    """`lr * min(1, (step + 1) / lr_warmup_steps)` at a step counted from 0 (spec 2.5)."""
-    return config.lr * min(1.0, (step + 1) / max(1, config.lr_warmup_steps))
+def stream_key(config: TrainedSaeConfig) -> Hashable:
+    """SAEs of the same activations can share a pass if this is equal."""
+    return config.split, config.tokens, config.mix, config.batch_size, config.shuffle_seed
 
 
 def _run(config: TrainedSaeConfig, inputs: Inputs, out: Builder, runtime: Runtime) -> Summary:
-    activations = Activations(inputs["activations"])
-    if config.tokens == "prefix" and not activations.n_prefix_tokens:
-        raise UserError("tokens `prefix`: this backbone has no prefix tokens; set tokens: patches.")
-    rows = split_range(inputs["images"], config.split)
-    # Looked up before hours of training, not after.
-    eval_rows = rows if config.eval_split is None else split_range(inputs["images"], config.eval_split)
-    stream = Stream(activations, rows, config.batch_size, config.seed, config.tokens, config.mix)
-    # The stream's first batch is for initialisation alone, as in the reference (spec 2.2).
-    sample = stream.batch(0).to_float32(runtime.device)
-    _check_finite(sample, activations.artifact)
-    objective = config.objective(sample, len(stream.tokens))
-    training = Training(objective, Adam(objective.parameters))
-    checkpoint = Checkpoints(out.path).latest()
-    if checkpoint is not None:
-        training.restore(checkpoint)
-        # A killed run may have shown rows that come again.
-        tables.write(out, TRAINING, training.columns())
-    _train(config, training, stream, out, runtime)
-    sae = training.objective.sae()
-    save_sae(out, sae, {**config.key_config(), "width": sae.width, "n_latents": sae.n_latents})
-    tables.write(out, TRAINING, training.columns())
-    final = evaluate(sae, _eval_batches(config, activations, eval_rows, runtime.device))
-    return {**final, "n_latents": sae.n_latents, "n_steps": training.step, "loss": training.rows[-1]["loss"]}
-
-
-def _train(
-    config: TrainedSaeConfig, training: Training, stream: Stream, out: Builder, runtime: Runtime
-) -> None:
-    """Takes the steps that are left."""
-    checkpoints = Checkpoints(out.path)
-    saved = shown = time.monotonic()
-    batches = stream.batches(training.step + 1, config.n_steps + 1, _LOADER_THREADS)
-    with runtime.reporter.bar("train", config.n_steps, "steps", training.step) as bar:
-        for batch in batches:
-            found = _step(config, training, batch, stream, runtime.device)
-            now = time.monotonic()
-            checkpoint_due = now - saved >= runtime.checkpoint_seconds or training.step == config.n_steps
-            if checkpoint_due:
-                _check_parameters(config, training)
-                training.save(checkpoints)
-                saved = time.monotonic()
-            if checkpoint_due or now - shown >= _SECONDS_BETWEEN_TABLES:
-                tables.write(out, TRAINING, training.columns())
-                shown = now
-            bar.advance(note=f"loss {found.loss:.4g}, L0 {found.l0:.1f}")
-
-
-def _step(
-    config: TrainedSaeConfig, training: Training, batch: Batch, stream: Stream, device: str
-) -> Gradients:
-    """One optimiser step. Raises UserError if the loss is no number, leaving the last checkpoint as it was."""
-    x = batch.to_float32(device)
-    token = torch.from_numpy(batch.token.astype(np.int64)).to(device)
-    lr = learning_rate(config, training.step)
-    found = training.objective.gradients(x, token)
-    if not math.isfinite(found.loss):
-        _check_finite(x, stream.activations.artifact)
-        raise _diverged(config, training)
-    training.step += 1
-    training.optimiser.step(lr, training.step)
-    if training.step % config.log_every == 0 or training.step in (1, config.n_steps):
-        reconstruction = Reconstruction()
-        reconstruction.add(x, found.x_hat)
-        training.rows.append(
-            {
-                "step": training.step,
-                "n_tokens": training.step * stream.tokens_per_batch,
-                "loss": found.loss,
-                "mse": found.mse,
-                "l1": found.l1,
-                "l1_norm": found.l1_norm,
-                "ghost": found.ghost,
-                "l0": found.l0,
-                "explained_variance": reconstruction.explained_variance,
-                "explained_variance_uncentred": reconstruction.explained_variance_uncentred,
-                "n_dead": training.objective.n_dead(),
-                "lr": lr,
-            }
-        )
+    [found] = run_together([config], inputs, [out], runtime)
+    if isinstance(found, UserError):
+        raise found
     return found
 
 
+def run_together(
+    configs: Sequence[TrainedSaeConfig], inputs: Inputs, outs: Sequence[Builder], runtime: Runtime
+) -> list[Summary | UserError]:
+    """Trains SAEs of one stream, each into its own artifact: its summary, or why it could not be trained."""
+    if runtime.processes > 1:
+        # The ranks end with a checkpoint of the last step, from which there is nothing left to train here.
+        _check_divides(configs[0], Activations(inputs["activations"]), inputs["images"], runtime.processes)
+        distributed.launch(configs, inputs, outs, runtime)
+    trainees, stream = begin(configs, inputs, outs, runtime, ALONE)
+    for trainee in trainees:
+        trainee.restore()
+    train(trainees, stream, runtime, ALONE)
+    return [trainee.failure or _finish(trainee, stream, inputs, runtime) for trainee in trainees]
+
+
+def begin(
+    configs: Sequence[TrainedSaeConfig],
+    inputs: Inputs,
+    outs: Sequence[Builder],
+    runtime: Runtime,
+    ranks: Ranks,
+) -> tuple[list[Trainee], Stream]:
+    """The SAEs at step 0, and the stream they are trained on."""
+    first = configs[0]
+    activations = Activations(inputs["activations"])
+    if first.tokens == "prefix" and not activations.n_prefix_tokens:
+        raise UserError("tokens `prefix`: this backbone has no prefix tokens; set tokens: patches.")
+    rows = split_range(inputs["images"], first.split)
+    for config in configs:
+        # Looked up before hours of training, not after.
+        split_range(inputs["images"], config.eval_split or config.split)
+    stream = _stream(first, activations, rows)
+    # The stream's first batch is for initialisation alone, as in the reference (spec 2.2).
+    sample = stream.batch(0).to_float32(runtime.device)
+    _check_finite(sample, activations.artifact)
+    tokens_per_image = len(stream.tokens)
+    trainees = [
+        Trainee.begin(config, out, sample, tokens_per_image, ranks)
+        for config, out in zip(configs, outs, strict=True)
+    ]
+    return trainees, stream
+
+
+def train(trainees: Sequence[Trainee], stream: Stream, runtime: Runtime, ranks: Ranks) -> None:
+    """Takes the steps that are left, each trainee's from its own step on."""
+    saved = shown = time.monotonic()
+    first = min(trainee.step for trainee in trainees)
+    last = max(trainee.config.n_steps for trainee in trainees)
+    batches = prefetch(_on_device(stream, first + 1, last + 1, runtime.device, ranks))
+    with runtime.reporter.bar("train", last, "steps", first) as bar:
+        for step, (x, token) in enumerate(batches, first + 1):
+            at_work = [t for t in trainees if t.step == step - 1 and t.wants_steps()]
+            for trainee in at_work:
+                trainee.take_step(x, token)
+                if trainee.failure is not None:
+                    _check_finite(x, stream.activations.artifact)
+            now = time.monotonic()
+            due = now - saved >= runtime.checkpoint_seconds
+            for trainee in at_work:
+                if ranks.rank == 0 and (due or trainee.step == trainee.config.n_steps):
+                    trainee.save()
+                elif ranks.rank == 0 and now - shown >= _SECONDS_BETWEEN_TABLES:
+                    trainee.show()
+            saved = time.monotonic() if due else saved
+            shown = now if due or now - shown >= _SECONDS_BETWEEN_TABLES else shown
+            bar.advance(note=_note(at_work))
+            if not any(trainee.wants_steps() for trainee in trainees):
+                break
+
+
+def _note(trainees: Sequence[Trainee]) -> str:
+    if len(trainees) != 1:
+        return f"{len(trainees)} SAEs"
+    return f"loss {trainees[0].loss:.4g}, L0 {trainees[0].l0:.1f}"
+
+
+def _on_device(
+    stream: Stream, first: int, last: int, device: str, ranks: Ranks
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's tokens of every batch, [n, d] float32, and their places in their images, [n] int64."""
+    rows = ranks.slice_of(stream.tokens_per_batch)
+    for batch in stream.batches(first, last, _LOADER_THREADS):
+        mine = Batch(batch.activations[rows], batch.image[rows], batch.token[rows], batch.dtype)
+        yield mine.to_float32(device), torch.from_numpy(mine.token.astype(np.int64)).to(device)
+
+
+def _finish(trainee: Trainee, stream: Stream, inputs: Inputs, runtime: Runtime) -> Summary:
+    """Writes what is kept of a trained SAE."""
+    config, sae = trainee.config, trainee.sae()
+    save_sae(trainee.out, sae, config.key_config())
+    tables.write(trainee.out, TRAINING, trainee.columns())
+    rows = split_range(inputs["images"], config.eval_split or config.split)
+    final = evaluate(sae, _eval_batches(config, stream.activations, rows, runtime.device))
+    return {
+        **final,
+        "n_latents": sae.n_latents,
+        "n_steps": trainee.step,
+        "loss": trainee.rows[-1]["loss"],
+    }
+
+
+def _stream(config: TrainedSaeConfig, activations: Activations, rows: range) -> Stream:
+    return Stream(activations, rows, config.batch_size, config.shuffle_seed, config.tokens, config.mix)
+
+
+def _check_divides(
+    config: TrainedSaeConfig, activations: Activations, images: Artifact, n_ranks: int
+) -> None:
+    n = _stream(config, activations, split_range(images, config.split)).tokens_per_batch
+    if n % n_ranks:
+        raise UserError(
+            f"a batch has {n:,} tokens, which {n_ranks} processes cannot share equally; change batch_size or "
+            "--processes."
+        )
+
+
 def _check_finite(x: Tensor, activations: Artifact) -> None:
-    if not torch.isfinite(x).all():
+    if not math.isfinite(x.sum(dtype=torch.float64).item()):
         raise UserError(
             f"{activations.path}: holds activations that are not finite; `patchsae verify --discard` drops "
             "what is damaged and the next run computes that again."
         )
 
 
-def _check_parameters(config: TrainedSaeConfig, training: Training) -> None:
-    """A checkpoint of broken weights would replace the last good one."""
-    if not all(torch.isfinite(p).all() for p in training.objective.parameters.values()):
-        raise _diverged(config, training)
-
-
-def _diverged(config: TrainedSaeConfig, training: Training) -> UserError:
-    return UserError(
-        f"train: the loss is no longer a number after step {training.step}; set a lower lr (now {config.lr:g}) "
-        f"or a longer lr_warmup_steps (now {config.lr_warmup_steps})."
-    )
-
-
 def _eval_batches(
     config: TrainedSaeConfig, activations: Activations, rows: range, device: str
 ) -> Iterator[Tensor]:
     """A shuffled sample of `eval_tokens` tokens, or every token if there are fewer."""
-    stream = Stream(activations, rows, _EVAL_BATCH_TOKENS, config.seed, config.tokens)
+    stream = Stream(activations, rows, _EVAL_BATCH_TOKENS, config.shuffle_seed, config.tokens)
     n_left = min(config.eval_tokens, stream.n_tokens)
     for batch in stream.batches(0, -(-n_left // _EVAL_BATCH_TOKENS), _LOADER_THREADS):
         yield batch.to_float32(device)[:n_left]
@@ -204,4 +197,6 @@ def _predict_bytes(config: TrainedSaeConfig, inputs: Mapping[str, Artifact | Non
     return 4 * (2 * width * n_latents + n_latents + width) * (1 + 3 * 3)
 
 
-STAGE = Stage("train", 2, _run, predict_bytes=_predict_bytes)
+STAGE = Stage(
+    "train", 3, _run, run_together=run_together, together_key=stream_key, predict_bytes=_predict_bytes
+)

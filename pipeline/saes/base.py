@@ -6,7 +6,8 @@ Shapes: n tokens, d channels, S latents.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +22,7 @@ from storage.errors import UserError
 
 WEIGHTS = "sae.safetensors"
 CONFIG = "config.json"
+_TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
 class SaeConfig(Config):
@@ -39,12 +41,18 @@ class SaeConfig(Config):
 
 @dataclass(frozen=True)
 class Sae:
-    """A trained SAE: `f = relu((x - b_dec) W_enc + b_enc)`, `x_hat = f W_dec + b_dec`."""
+    """A trained SAE: `h = (x - b_dec) W_enc + b_enc`, `f = relu(h)`, `x_hat = f W_dec + b_dec`.
+
+    With `threshold`, a latent that is not above its own is 0 (JumpReLU, Gated, BatchTopK). With `k`, only the k
+    largest latents of each token stay (TopK).
+    """
 
     W_enc: Tensor  # [d, S]
     b_enc: Tensor  # [S]
     W_dec: Tensor  # [S, d]
     b_dec: Tensor  # [d]
+    threshold: Tensor | None = None  # [S], 0 or more
+    k: int | None = None
 
     @property
     def n_latents(self) -> int:
@@ -54,19 +62,64 @@ class Sae:
     def width(self) -> int:
         return self.W_enc.shape[0]
 
+    @property
+    def activation(self) -> str:
+        """The name of what follows the encoder's product: relu, jump_relu or top_k."""
+        if self.k is not None:
+            return "top_k"
+        return "relu" if self.threshold is None else "jump_relu"
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the saved file holds, by name; `k` as a tensor without dimensions."""
+        found = {name: getattr(self, name) for name in _TENSORS}
+        if self.threshold is not None:
+            found["threshold"] = self.threshold
+        if self.k is not None:
+            found["k"] = torch.tensor(self.k)
+        return found
+
     def encode(self, x: Tensor) -> Tensor:
         """[n, d] -> dense latents [n, S]. Callers keep n to one block of work."""
-        return torch.addmm(self.b_enc - self.b_dec @ self.W_enc, x, self.W_enc).relu_()
+        f = torch.addmm(self.b_enc - self.b_dec @ self.W_enc, x, self.W_enc).relu_()
+        if self.threshold is not None:
+            f.masked_fill_(f <= self.threshold, 0)
+        if self.k is not None:
+            largest = f.topk(self.k, dim=1, sorted=False)
+            f.zero_().scatter_(1, largest.indices, largest.values)
+        return f
 
     def to(self, device: str) -> Sae:
-        return Sae(*(getattr(self, name).to(device) for name in ("W_enc", "b_enc", "W_dec", "b_dec")))
+        moved = {name: getattr(self, name).to(device) for name in _TENSORS}
+        threshold = None if self.threshold is None else self.threshold.to(device)
+        return Sae(**moved, threshold=threshold, k=self.k)
+
+    def with_unit_decoder(self) -> Sae:
+        """Decoder rows of length 1, and each latent scaled by what its row had instead: the same function.
+
+        With `k`, scaling would change which latents are the largest: only the rows change, as the next training
+        step would begin.
+        """
+        length = torch.linalg.vector_norm(self.W_dec, dim=1)
+        W_dec = self.W_dec / length[:, None]
+        if self.k is not None:
+            return replace(self, W_dec=W_dec)
+        threshold = None if self.threshold is None else self.threshold * length
+        return Sae(self.W_enc * length, self.b_enc * length, W_dec, self.b_dec, threshold)
+
+    def on_inputs_divided_by(self, scale: float) -> Sae:
+        """The same function of inputs that were not multiplied by `scale`, in the input's own units.
+
+        `s x_hat'(x) = x_hat(s x)`, and the latents stay in units of the input: `s f'(x) = f(s x)`.
+        """
+        threshold = None if self.threshold is None else self.threshold / scale
+        return replace(self, b_enc=self.b_enc / scale, b_dec=self.b_dec / scale, threshold=threshold)
 
 
 def save_sae(out: Builder, sae: Sae, config: dict[str, object]) -> None:
     """Writes the two files others load: `sae.safetensors` and `config.json`."""
-    tensors = {name: getattr(sae, name).contiguous() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
-    out.write(WEIGHTS, save(tensors))
-    out.write(CONFIG, json.dumps(config, indent=1, sort_keys=True).encode())
+    described = {**config, "width": sae.width, "n_latents": sae.n_latents, "activation": sae.activation}
+    out.write(WEIGHTS, save({name: tensor.contiguous() for name, tensor in sae.tensors().items()}))
+    out.write(CONFIG, json.dumps(described, indent=1, sort_keys=True).encode())
 
 
 def load_sae(artifact: Artifact, device: str = "cpu") -> Sae:
@@ -75,20 +128,40 @@ def load_sae(artifact: Artifact, device: str = "cpu") -> Sae:
 
 
 def read_sae(path: Path) -> Sae:
-    """Reads the four tensors of a safetensors file."""
+    """Reads the tensors of a safetensors file."""
     try:
         tensors = load_file(path)
-        sae = Sae(**{name: tensors[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")})
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; train the SAE first.") from None
     except SafetensorError as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}).") from None
-    except KeyError as error:
-        raise UserError(f"{path}: has no tensor {error}; an SAE has W_enc, b_enc, W_dec and b_dec.") from None
-    d, n_latents = sae.W_enc.shape
-    for name, shape in (("b_enc", (n_latents,)), ("W_dec", (n_latents, d)), ("b_dec", (d,))):
-        if tuple(tensors[name].shape) != shape:
+    return sae_from_tensors(tensors, str(path))
+
+
+def sae_from_tensors(tensors: Mapping[str, Tensor], where: str) -> Sae:
+    """An SAE from tensors under our names. Raises UserError, naming `where`, if they make none."""
+    missing = [name for name in _TENSORS if name not in tensors]
+    if missing:
+        raise UserError(f"{where}: has no tensor {missing[0]}; an SAE has W_enc, b_enc, W_dec and b_dec.")
+    unexpected = sorted(tensors.keys() - {*_TENSORS, "threshold", "k"})
+    if unexpected:
+        raise UserError(
+            f"{where}: has a tensor `{unexpected[0]}`, which no SAE of ours has; convert the file."
+        )
+    d, n_latents = tensors["W_enc"].shape
+    shapes = {
+        "b_enc": (n_latents,),
+        "W_dec": (n_latents, d),
+        "b_dec": (d,),
+        "threshold": (n_latents,),
+        "k": (),
+    }
+    for name, shape in shapes.items():
+        if name in tensors and tuple(tensors[name].shape) != shape:
             raise UserError(
-                f"{path}: {name} is {tuple(tensors[name].shape)}, but W_enc {(d, n_latents)} needs {shape}."
+                f"{where}: {name} is {tuple(tensors[name].shape)}, but W_enc {(d, n_latents)} needs {shape}."
             )
-    return sae
+    k = int(tensors["k"]) if "k" in tensors else None
+    if k is not None and not 1 <= k <= n_latents:
+        raise UserError(f"{where}: k is {k}; it must be between 1 and the {n_latents} latents.")
+    return Sae(**{name: tensors[name] for name in _TENSORS}, threshold=tensors.get("threshold"), k=k)

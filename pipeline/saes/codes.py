@@ -1,14 +1,13 @@
-"""Latents of a block of tokens in the products a training step needs, dense or sparse, whichever costs less.
+"""Latents of a batch in the products a training step needs: dense, or their active entries alone.
 
-Both kinds give the same numbers up to the order of summation.
+An entry is a (token, latent) pair that may be active. Both kinds give the same numbers up to the order of summation.
 
-Shapes: n tokens of a block, d channels, S latents, nnz entries above 0.
+Shapes: n tokens, d channels, S latents, nnz entries.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from functools import cached_property
 from typing import Protocol
 
@@ -16,29 +15,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.latents import SparseLatents, decode, tokens_per_block, weighted_sums
-
-# Above this share of positive entries the dense products are faster; measured at d = 128 and 768.
-MAX_DENSITY = 0.2
-_PROBE_TOKENS = 64
-# Of one part of a product: 4 MB, but never so few tokens that it is slow.
-_CACHED_ELEMENTS = 1 << 20
-_LEAST_ROWS = 256
+from pipeline.latents import SparseLatents, weighted_sums
 
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
 
 class Codes(Protocol):
-    """`values` are f at the positive entries; every method takes values of that layout."""
+    """`values` are the numbers at the entries; every method takes and gives values of that layout."""
 
     values: Tensor
 
-    def decode(self, W: Tensor) -> Tensor:
-        """`f W`: [n, d] for W [S, d]."""
+    def spread(self, vector: Tensor) -> Tensor:
+        """A number per latent [S], at each of its entries."""
         ...
 
-    def backward(self, d_x_hat: Tensor, W: Tensor, slope: float) -> Tensor:
-        """The loss's gradient by h, `d_x_hat W^T + slope` at the positive entries, for W [S, d]."""
+    def decode(self, values: Tensor, W: Tensor) -> Tensor:
+        """`values W`: [n, d] for W [S, d]."""
+        ...
+
+    def products(self, A: Tensor, W: Tensor) -> Tensor:
+        """`A W^T` at the entries, for A [n, d] and W [S, d]."""
         ...
 
     def transposed_product(self, values: Tensor, A: Tensor) -> Tensor:
@@ -51,56 +47,72 @@ class Codes(Protocol):
 
 
 class DenseCodes:
-    """All entries: `values` is [n, S], 0 where a latent does not fire."""
+    """All pairs: `values` is [n, S]; entries are where it is above 0, and every layout is 0 elsewhere.
 
-    def __init__(self, values: Tensor) -> None:
+    `dtype` is what the products are computed in.
+    """
+
+    def __init__(self, values: Tensor, dtype: torch.dtype = torch.float32) -> None:
         self.values = values
+        self._dtype = dtype
+        self._active = values > 0
 
-    def decode(self, W: Tensor) -> Tensor:
-        return self.values @ W
+    def _product(self, A: Tensor, B: Tensor) -> Tensor:
+        return (A.to(self._dtype) @ B.to(self._dtype)).float()
 
-    def backward(self, d_x_hat: Tensor, W: Tensor, slope: float) -> Tensor:
-        return (d_x_hat @ W.T).add_(slope).mul_(self.values > 0)
+    def spread(self, vector: Tensor) -> Tensor:
+        return vector * self._active
+
+    def decode(self, values: Tensor, W: Tensor) -> Tensor:
+        return self._product(values, W)
+
+    def products(self, A: Tensor, W: Tensor) -> Tensor:
+        return self._product(A, W.T).mul_(self._active)
 
     def transposed_product(self, values: Tensor, A: Tensor) -> Tensor:
-        return values.T @ A
+        return self._product(values.T, A)
 
     def per_latent(self, values: Tensor) -> Tensor:
         return values.sum(dim=0)
 
 
 class SparseCodes:
-    """The positive entries alone: `values` is [nnz], row by row."""
+    """The entries alone: `values` is [nnz], token by token."""
 
-    def __init__(self, latents: SparseLatents) -> None:
-        self.latents = latents
-        self.values = latents.value
+    def __init__(self, entries: SparseLatents) -> None:
+        self.entries = entries
+        self.values = entries.value
 
-    def decode(self, W: Tensor) -> Tensor:
-        return decode(self.latents, W)
+    def spread(self, vector: Tensor) -> Tensor:
+        return vector.index_select(0, self.entries.latent)
 
-    def backward(self, d_x_hat: Tensor, W: Tensor, slope: float) -> Tensor:
+    def decode(self, values: Tensor, W: Tensor) -> Tensor:
+        return weighted_sums(self.entries.latent, values, self.entries.offsets[:-1], W)
+
+    def products(self, A: Tensor, W: Tensor) -> Tensor:
         pattern = torch.sparse_csr_tensor(
-            self.latents.offsets.int(),
-            self.latents.latent,
-            self.values,
-            (self.latents.n_tokens, self.latents.n_latents),
+            self.entries.offsets.int(),
+            self.entries.latent,
+            # Not empty: 0 times what lies there by chance may be NaN.
+            A.new_zeros(len(self.values)),
+            (self.entries.n_tokens, self.entries.n_latents),
             check_invariants=False,
         )
-        return torch.sparse.sampled_addmm(pattern, d_x_hat, W.T, beta=0.0).values().add_(slope)
+        return torch.sparse.sampled_addmm(pattern, A, W.T, beta=0.0).values()
 
     @cached_property
     def _by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
         """The entries latent by latent: their order, their tokens, and where each latent's begin."""
-        n_latents = self.latents.n_latents
-        latent = self.latents.latent.numpy()
-        # NumPy sorts 16-bit integers by radix, ten times faster.
-        order = torch.from_numpy(
-            np.argsort(latent.astype(np.uint16) if n_latents <= 1 << 16 else latent, kind="stable")
-        )
-        ends = torch.bincount(self.latents.latent, minlength=n_latents).cumsum(0)
+        n_latents, latent = self.entries.n_latents, self.entries.latent
+        if latent.device.type == "cpu":
+            # NumPy sorts 16-bit integers by radix, ten times faster.
+            key = latent.numpy().astype(np.uint16) if n_latents <= 1 << 16 else latent.numpy()
+            order = torch.from_numpy(np.argsort(key, kind="stable"))
+        else:
+            order = latent.argsort(stable=True)
+        ends = torch.bincount(latent, minlength=n_latents).cumsum(0)
         starts = torch.nn.functional.pad(ends[:-1], (1, 0))
-        return order, self.latents.token().index_select(0, order).int(), starts
+        return order, self.entries.token().index_select(0, order).int(), starts
 
     def transposed_product(self, values: Tensor, A: Tensor) -> Tensor:
         order, token, starts = self._by_latent
@@ -108,47 +120,9 @@ class SparseCodes:
 
     def per_latent(self, values: Tensor) -> Tensor:
         # Of nothing, `bincount` makes integers.
-        return torch.bincount(self.latents.latent, values, self.latents.n_latents).to(values.dtype)
+        return torch.bincount(self.entries.latent, values, self.entries.n_latents).to(values.dtype)
 
-
-def encode_blocks(
-    x: Tensor, encoder: Tensor, b_enc: Tensor, max_density: float = MAX_DENSITY
-) -> Iterator[tuple[slice, Codes]]:
-    """`relu(x encoder^T + b_enc)` for x [n, d] and encoder [S, d], block by block of tokens.
-
-    A block is dense if more than `max_density` of its first tokens' entries are positive, and always on an
-    accelerator.
-    """
-    # The bias as one more channel: added otherwise, it costs as much as half the product.
-    x, encoder = (
-        torch.nn.functional.pad(x, (0, 1), value=1.0),
-        torch.cat([encoder, b_enc.unsqueeze(1)], dim=1),
-    )
-    n_rows = tokens_per_block(len(encoder))
-    for start in range(0, len(x), n_rows):
-        rows = slice(start, min(start + n_rows, len(x)))
-        probe = x[rows][:_PROBE_TOKENS] @ encoder.T > 0
-        if x.device.type != "cpu" or torch.count_nonzero(probe) > max_density * probe.numel():
-            yield rows, DenseCodes((x[rows] @ encoder.T).relu_())
-        else:
-            yield rows, SparseCodes(_encode_sparse(x[rows], encoder))
-
-
-def _encode_sparse(x: Tensor, encoder: Tensor) -> SparseLatents:
-    """The positive entries of `x encoder^T`, found while a part of the product is still in the cache."""
-    n_latents = len(encoder)
-    n_rows = max(_LEAST_ROWS, _CACHED_ELEMENTS // n_latents)
-    buffer = x.new_empty(min(n_rows, len(x)), n_latents)
-    places, values = [], []
-    for start in range(0, len(x), n_rows):
-        part = x[start : start + n_rows]
-        h = torch.mm(part, encoder.T, out=buffer[: len(part)])
-        # Seven times faster than torch.nonzero.
-        place = torch.from_numpy(np.flatnonzero((h > 0).numpy()))
-        values.append(h.view(-1).index_select(0, place))
-        places.append(place + start * n_latents)
-    place = torch.cat(places)
-    token = place // n_latents
-    offsets = torch.zeros(len(x) + 1, dtype=torch.int64)
-    torch.cumsum(torch.bincount(token, minlength=len(x)), 0, out=offsets[1:])
-    return SparseLatents(offsets, (place - token * n_latents).int(), torch.cat(values), n_latents)
+    def with_values(self, values: Tensor) -> SparseCodes:
+        """The same entries with other numbers."""
+        entries = self.entries
+        return SparseCodes(SparseLatents(entries.offsets, entries.latent, values, entries.n_latents))

@@ -11,7 +11,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pipeline.saes.base import Sae
+
 DecoderBias = Literal["geometric_median", "geometric_median_reference", "mean", "zeros"]
+WeightInit = Literal["reference", "transpose", "data_points"]
+
+# Share of a row that points to a token, the rest is random: two rows may have the same token.
+_DATA_POINT_SHARE = 0.8
 
 _MAX_ITERATIONS = 100
 _EPSILON = 1e-6
@@ -34,6 +40,25 @@ def reference_weights(d: int, n_latents: int, generator: torch.Generator) -> tup
     """`W_enc` [d, S] and, independent of it, `W_dec` [S, d] with rows of length 1 (spec 2.2)."""
     W_enc = kaiming_uniform((d, n_latents), generator)
     return W_enc, normalise_rows_(kaiming_uniform((n_latents, d), generator))
+
+
+def start(
+    kind: WeightInit, bias: DecoderBias, sample: Tensor, n_latents: int, seed: int, tokens_per_image: int
+) -> Sae:
+    """The weights at step 0, on the device of `sample` [n, d], a batch of tokens."""
+    # On the CPU for every device, so that a seed means the same weights everywhere.
+    generator = torch.Generator().manual_seed(seed)
+    device, sample = str(sample.device), sample.cpu()
+    d = sample.shape[1]
+    b_dec = decoder_bias(bias, sample, tokens_per_image)
+    W_enc, W_dec = reference_weights(d, n_latents, generator)
+    if kind == "data_points":
+        chosen = torch.randint(len(sample), (n_latents,), generator=generator)
+        points = normalise_rows_(sample[chosen] - b_dec + 1e-12)
+        W_dec = normalise_rows_(W_dec.mul_(1 - _DATA_POINT_SHARE).add_(points, alpha=_DATA_POINT_SHARE))
+    if kind != "reference":
+        W_enc = W_dec.T.clone()
+    return Sae(W_enc, torch.zeros(n_latents), W_dec, b_dec).to(device)
 
 
 def geometric_median(points: Tensor) -> Tensor:

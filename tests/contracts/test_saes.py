@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from pipeline import registry, saes
 from pipeline.saes.base import SaeConfig
+from pipeline.saes.batch_topk import BatchTopKConfig
+from pipeline.saes.gated import GatedConfig
+from pipeline.saes.jumprelu import JumpReluConfig
+from pipeline.saes.matryoshka import MatryoshkaConfig
 from pipeline.saes.objective import TrainedSaeConfig
 from pipeline.saes.relu_l1 import ReluL1Config
+from pipeline.saes.topk import TopKConfig
 
 KINDS = registry.variants(saes, SaeConfig)
+SHARED: dict[str, Any] = {
+    "dataset": "d",
+    "backbone": "b",
+    "n_latents": 48,
+    "batch_size": 64,
+    "n_steps": 20,
+    "lr": 1e-2,
+    "lr_warmup_steps": 1,
+}
 CONFIGS: dict[str, TrainedSaeConfig] = {
-    "relu_l1": ReluL1Config(dataset="d", backbone="b", n_latents=48, batch_size=64, n_steps=20, lr=1e-2, lr_warmup_steps=1),
-}  # fmt: skip
+    "relu_l1": ReluL1Config(**SHARED),
+    "topk": TopKConfig(**SHARED, k=5),
+    "batch_topk": BatchTopKConfig(**SHARED, k=5, threshold_decay=0),
+    "matryoshka": MatryoshkaConfig(**SHARED, k=5, selection="topk"),
+    "jumprelu": JumpReluConfig(**SHARED),
+    "gated": GatedConfig(**SHARED),
+}
 
 
 @pytest.fixture(params=sorted(KINDS))
@@ -39,7 +60,7 @@ def trained(config: TrainedSaeConfig, n_steps: int = 20) -> tuple[list[float], d
             for parameter in objective.parameters.values():
                 assert parameter.grad is not None
                 parameter -= 0.05 * parameter.grad
-    return losses, vars(objective.sae())
+    return losses, objective.sae().tensors()
 
 
 def test_the_same_seed_gives_the_same_bits(config: TrainedSaeConfig) -> None:
@@ -57,8 +78,9 @@ def test_descending_its_gradients_lowers_its_loss(config: TrainedSaeConfig) -> N
 
 def test_the_saved_sae_reconstructs_as_the_objective_does(config: TrainedSaeConfig) -> None:
     objective = config.objective(sample(0), 8)
-    sae, x = objective.sae(), sample(3)
+    x = sample(3)
     found = objective.gradients(x, torch.arange(8).repeat(8))
+    sae = objective.sae()
     torch.testing.assert_close(sae.encode(x) @ sae.W_dec + sae.b_dec, found.x_hat, rtol=1e-4, atol=1e-5)
     assert sae.W_enc.shape == (16, config.count_latents(16))
 

@@ -55,7 +55,7 @@ def test_training_equals_the_reference(name: str, max_density: float) -> None:
     for step, x in enumerate(torch.from_numpy(reference["x"]).view(n_steps, -1, d)):
         n_dead = objective.n_dead()
         found = objective.gradients(x, token)
-        log.append([found.mse, found.l1, found.ghost, found.loss, found.l0, n_dead])
+        log.append([found.reconstruction, found.penalty, found.auxiliary, found.loss, found.l0, n_dead])
         if step == 0:
             np.testing.assert_allclose(found.x_hat, reference["first_x_hat"].reshape(-1, d), atol=2e-6)
             for key, gradient in _named(objective, grad=True).items():
@@ -63,7 +63,7 @@ def test_training_equals_the_reference(name: str, max_density: float) -> None:
                 np.testing.assert_allclose(gradient, expected, atol=1e-6 * np.abs(expected).max())
         optimiser.step(hyper["lr"] * min(1, (step + 1) / hyper["warmup_steps"]), step + 1)
     np.testing.assert_allclose(log, reference["log"], rtol=1e-5, atol=1e-12)
-    np.testing.assert_array_equal(objective.steps_since_fired, reference["steps_since_fired"])
+    np.testing.assert_array_equal(objective.autoencoder.steps_since_fired, reference["steps_since_fired"])
     for key, parameter in _named(objective).items():
         expected = reference[f"final_{key}"]
         assert np.linalg.norm(parameter.numpy() - expected) < 1e-4 * np.linalg.norm(expected), key
@@ -102,8 +102,8 @@ def test_written_out_gradients_are_autograds(n_dead: int, max_density: float) ->
     sae, x, token = _problem()
     config = _config(l1_coefficient=0.01, mse_cls_coefficient=1.7, dead_feature_window=3)
     objective = ReluL1(config, sae, max_density)
-    objective.steps_since_fired[:n_dead] = 4
-    objective.steps_since_fired[n_dead:] = 3
+    objective.autoencoder.steps_since_fired[:n_dead] = 4
+    objective.autoencoder.steps_since_fired[n_dead:] = 3
     found = objective.gradients(x, token)
 
     plain = Sae(*(getattr(sae, name).double().requires_grad_() for name in NAMES))
@@ -125,12 +125,12 @@ def test_blocks_of_tokens_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     for max_density in (DENSE, SPARSE):
         found = []
         for rows in (1000, 7):
-            monkeypatch.setattr("pipeline.saes.codes.tokens_per_block", lambda _, rows=rows: rows)
+            monkeypatch.setattr("pipeline.saes.encoding.tokens_per_block", lambda _, rows=rows: rows)
             monkeypatch.setattr("pipeline.saes.relu_l1.tokens_per_block", lambda _, rows=rows: rows)
             objective = ReluL1(_config(dead_feature_window=0), sae, max_density)
-            objective.steps_since_fired[::3] = 1
+            objective.autoencoder.steps_since_fired[::3] = 1
             result = objective.gradients(x, token)
-            found.append((result, _named(objective, grad=True), objective.steps_since_fired))
+            found.append((result, _named(objective, grad=True), objective.autoencoder.steps_since_fired))
         (whole, whole_grad, whole_state), (parts, parts_grad, parts_state) = found
         assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
         assert parts.l0 == whole.l0
@@ -147,9 +147,11 @@ def test_loss_in_closed_form() -> None:
     found = ReluL1(_config(l1_coefficient=0.1), sae).gradients(torch.tensor([[3.0, 4.0]]), torch.tensor([1]))
     assert found.l0 == 1
     assert found.l1_norm == pytest.approx(2.5)
-    assert found.l1 == pytest.approx(0.25)
-    assert found.mse == pytest.approx((1.5**2 + 2**2) / 5 / 2)  # by |x| = 5, mean over two channels
-    assert found.loss == pytest.approx(found.mse + found.l1)
+    assert found.penalty == pytest.approx(0.25)
+    assert found.reconstruction == pytest.approx(
+        (1.5**2 + 2**2) / 5 / 2
+    )  # by |x| = 5, mean over two channels
+    assert found.loss == pytest.approx(found.reconstruction + found.penalty)
 
 
 def test_ghost_term_in_closed_form() -> None:
@@ -160,14 +162,14 @@ def test_ghost_term_in_closed_form() -> None:
     """
     sae = Sae(torch.zeros(2, 1), torch.tensor([-2.0]), torch.tensor([[0.0, 1.0]]), torch.zeros(2))
     objective = ReluL1(_config(dead_feature_window=0), sae)
-    objective.steps_since_fired[:] = 1
+    objective.autoencoder.steps_since_fired[:] = 1
     found = objective.gradients(torch.tensor([[3.0, 4.0]]), torch.tensor([1]))
-    assert found.mse == pytest.approx((9 / 5 + 16 / 5) / 2)
-    assert found.ghost == pytest.approx(found.mse, rel=1e-5)
+    assert found.reconstruction == pytest.approx((9 / 5 + 16 / 5) / 2)
+    assert found.auxiliary == pytest.approx(found.reconstruction, rel=1e-5)
     # d L / d g_2 = m_2 / q_2 * 2 (g_2 - r_2) / |r| / 2, and d g_2 / d h = g_2 since g grows like exp(h).
     m, q = 16 / 5, (2.5 - 4) ** 2 / 5
-    assert objective.b_enc.grad is not None
-    assert objective.b_enc.grad.item() == pytest.approx(m / q * (2.5 - 4) / 5 * 2.5, rel=1e-4)
+    assert objective.parameters["b_enc"].grad is not None
+    assert objective.parameters["b_enc"].grad.item() == pytest.approx(m / q * (2.5 - 4) / 5 * 2.5, rel=1e-4)
 
 
 def test_ghosts_use_pre_activations() -> None:
@@ -175,23 +177,23 @@ def test_ghosts_use_pre_activations() -> None:
     W_dec = torch.eye(2)
     sae = Sae(torch.zeros(2, 2), torch.tensor([-1.0, -3.0]), W_dec, torch.zeros(2))
     objective = ReluL1(_config(dead_feature_window=0), sae)
-    objective.steps_since_fired[:] = 1
+    objective.autoencoder.steps_since_fired[:] = 1
     objective.gradients(torch.tensor([[4.0, 4.0]]), torch.tensor([1]))
-    assert objective.b_enc.grad is not None
-    assert objective.b_enc.grad[0].abs() > 3 * objective.b_enc.grad[1].abs()
+    assert objective.parameters["b_enc"].grad is not None
+    assert objective.parameters["b_enc"].grad[0].abs() > 3 * objective.autoencoder.b_enc.grad[1].abs()
 
 
 def test_without_ghosts_dead_latents_have_no_gradient() -> None:
     sae, x, token = _problem()
     sae.b_enc[:9] = -100
     objective = ReluL1(_config(ghost_gradients=False, dead_feature_window=0), sae)
-    objective.steps_since_fired[:9] = 5
-    assert objective.gradients(x, token).ghost == 0
+    objective.autoencoder.steps_since_fired[:9] = 5
+    assert objective.gradients(x, token).auxiliary == 0
     for name in ("encoder", "b_enc", "W_dec"):
         gradient = objective.parameters[name].grad
         assert gradient is not None
         assert not gradient[:9].any()
-    assert objective.steps_since_fired[:9].tolist() == [6] * 9
+    assert objective.autoencoder.steps_since_fired[:9].tolist() == [6] * 9
 
 
 def test_weights_start_as_the_reference_s() -> None:
@@ -244,8 +246,8 @@ def test_the_reference_s_median_needs_whole_images() -> None:
 def test_a_unit_decoder_is_the_same_function() -> None:
     sae, x, _ = _problem()
     sae = Sae(sae.W_enc, sae.b_enc, sae.W_dec * torch.linspace(0.5, 2, 70)[:, None], sae.b_dec)
-    as_is = ReluL1(_config(unit_decoder=False), sae).sae()
-    unit = ReluL1(_config(unit_decoder=True), sae).sae()
+    as_is = ReluL1(_config(), sae).sae()
+    unit = as_is.with_unit_decoder()
     torch.testing.assert_close(unit.W_dec.norm(dim=1), torch.ones(70))
     assert all(torch.equal(getattr(as_is, name), getattr(sae, name)) for name in NAMES)
     decode = lambda s: s.encode(x) @ s.W_dec + s.b_dec  # noqa: E731

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,7 @@ from pipeline.progress import Bar, Reporter
 from pipeline.saes.base import load_sae
 from pipeline.saes.relu_l1 import ReluL1Config
 from pipeline.stage import Runtime
+from pipeline.trainee import learning_rate
 from pipeline.training_metrics import Reconstruction
 from storage import tables
 from storage.artifacts import Artifact, Store
@@ -171,9 +173,10 @@ def test_what_it_learns_and_reports(store: Store, inputs: dict[str, Artifact]) -
     table = tables.of(done, "training").collect()
     summary = done.manifest.summary
     assert table["n_tokens"].to_list() == [40 * step for step in table["step"]]
-    assert table["mse"][-1] < 0.3 * table["mse"][0]
-    np.testing.assert_allclose(table["loss"], table["mse"] + table["l1"] + table["ghost"], rtol=1e-6)
-    np.testing.assert_allclose(table["l1"], 8e-5 * table["l1_norm"], rtol=1e-6)
+    assert table["reconstruction"][-1] < 0.3 * table["reconstruction"][0]
+    parts = table["reconstruction"] + table["penalty"] + table["auxiliary"]
+    np.testing.assert_allclose(table["loss"], parts, rtol=1e-6)
+    np.testing.assert_allclose(table["penalty"], 8e-5 * table["l1_norm"], rtol=1e-6)
     assert table["lr"][0] == pytest.approx(3e-4) and table["lr"][-1] == 3e-3
     assert (table["explained_variance"] < table["explained_variance_uncentred"]).all()
     assert summary["explained_variance"] > 0.8  # type: ignore[operator]
@@ -233,8 +236,8 @@ def test_a_backbone_without_prefix_tokens_has_none_to_train_on(
 
 def test_learning_rate_warms_up_and_stays() -> None:
     config = _config(lr=1.0, lr_warmup_steps=4)
-    assert [train.learning_rate(config, step) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
-    assert train.learning_rate(_config(lr=1.0, lr_warmup_steps=0), 0) == 1
+    assert [learning_rate(config, step) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert learning_rate(_config(lr=1.0, lr_warmup_steps=0), 0) == 1
 
 
 def test_adam_is_torch_s() -> None:
@@ -256,13 +259,17 @@ def test_adam_is_torch_s() -> None:
 def test_reconstruction_in_closed_form() -> None:
     x = torch.tensor([[3.0, 4.0], [6.0, 8.0], [0.0, 1.0]])
     x_hat = torch.tensor([[3.0, 3.0], [6.0, 9.0], [2.0, 1.0]])
-    found = Reconstruction()
+    found = Reconstruction(2)
     found.add(x[:1], x_hat[:1])
     found.add(x[1:], x_hat[1:])
     variance = (9 + 36 + 0) - 27 / 9 * 9 + (16 + 64 + 1) - 13**2 / 3
     assert found.explained_variance == pytest.approx(1 - 6 / variance)
     assert found.explained_variance_uncentred == pytest.approx(1 - 6 / (25 + 100 + 1))
-    assert found.mse == pytest.approx((1 / 5 + 1 / 10 + 4 / 1) / 3 / 2)
+    assert found.fvu == pytest.approx(6 / variance)
+    assert found.mse == pytest.approx(6 / 3 / 2)
+    assert found.mse_per_norm == pytest.approx((1 / 5 + 1 / 10 + 4 / 1) / 3 / 2)
+    cosines = [21 / (5 * math.sqrt(18)), 108 / (10 * math.sqrt(117)), 1 / math.sqrt(5)]
+    assert found.cosine == pytest.approx(sum(cosines) / 3)
 
 
 def test_bytes_are_predicted_from_the_width(store: Store, inputs: dict[str, Artifact]) -> None:

@@ -1,0 +1,57 @@
+"""The processes that train one SAE together, each on its slice of every batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Ranks:
+    """One process alone: every exchange gives back what it was given."""
+
+    rank = 0
+    size = 1
+
+    def slice_of(self, n: int) -> slice:
+        """This rank's share of n tokens, which `size` divides."""
+        share = n // self.size
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def sum_(self, tensors: Iterable[Tensor]) -> None:
+        """Replaces each tensor by its sum over the ranks."""
+
+    def any_(self, mask: Tensor) -> Tensor:
+        """A bool mask, true where it is on any rank; in place."""
+        return mask
+
+    def gather(self, values: Tensor) -> Tensor:
+        """[m] of every rank, the same m on each -> [size * m], in the order of the ranks."""
+        return values
+
+
+ALONE = Ranks()
+
+
+class ProcessGroup(Ranks):
+    """The ranks of torch's default process group, which `torchrun` has set up."""
+
+    def __init__(self) -> None:
+        self.rank = dist.get_rank()
+        self.size = dist.get_world_size()
+
+    def sum_(self, tensors: Iterable[Tensor]) -> None:
+        for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
+            work.wait()
+
+    def any_(self, mask: Tensor) -> Tensor:
+        counts = mask.to(torch.uint8)
+        dist.all_reduce(counts, dist.ReduceOp.MAX)
+        return mask.copy_(counts)
+
+    def gather(self, values: Tensor) -> Tensor:
+        found = [torch.empty_like(values) for _ in range(self.size)]
+        dist.all_gather(found, values.contiguous())
+        return torch.cat(found)
