@@ -26,7 +26,7 @@ from storage.artifacts import Artifact, Store
 from storage.errors import UserError
 
 GPU_LIMIT = "gpu"
-_STAGES_WITHOUT_GPU = {"index", "weights"}
+_STAGES_WITHOUT_GPU = {"index", "weights", "import"}
 
 
 class Reference(TypedDict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pipeline import classifier, extract, index, train, weights
+from pipeline import classifier, extract, index, weights
 from pipeline.config import Config
 from pipeline.evaluations.base import EvaluationConfig
 from pipeline.saes.base import SaeConfig
@@ -70,12 +70,13 @@ class Dag:
         return self._add(classifier.STAGE, f"{dataset}-{backbone}-{prompts.label()}", config, inputs)
 
     def train(self, sae: str) -> str:
+        """The node that makes an SAE: it is trained, or imported."""
         config = self.sae(sae)
         inputs = {
             "activations": self.extract(config.dataset, config.backbone),
             "images": self.index(config.dataset),
         }
-        return self._add(train.STAGE, sae, config, inputs)
+        return self._add(config.stage(), sae, config, inputs)
 
     def evaluate(self, name: str) -> str:
         config = self.evaluation(name)

@@ -75,6 +75,7 @@ _SECTION_OF_STAGE = {
     "weights": ("backbones", ()),
     "extract": ("backbones", ("extract",)),
     "train": ("saes", ()),
+    "import": ("saes", ()),
 }
 
 
@@ -89,6 +90,12 @@ def _targets(raw: dict[str, Any], path: str) -> list[tuple[dict[str, Any], str]]
     if stage in _SECTION_OF_STAGE:
         section, prefix = _SECTION_OF_STAGE[stage]
         owners = {name: raw.get(section, {})[name] for name in raw.get(section, {}) if only in ("", name)}
+        if section == "saes":
+            owners = {
+                name: config
+                for name, config in owners.items()
+                if (isinstance(config, dict) and config.get("kind") == "imported") == (stage == "import")
+            }
         fields = [*prefix, *fields]
     elif stage in _KINDS["evaluations"]:
         owners = {

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pipeline.config import BackboneName, Config, DatasetName
+from pipeline.stage import Stage
 from storage.artifacts import Artifact, Builder
 from storage.errors import UserError
 
@@ -26,9 +27,9 @@ _TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
 class SaeConfig(Config):
-    """Base of SAE configs: what every objective is trained on, and for how long.
+    """Base of SAE configs: whose activations the SAE takes, and how it comes about.
 
-    A subclass adds `kind: Literal[...] = ...`, its hyperparameters and `objective`.
+    A subclass adds `kind: Literal[...] = ...` and `stage`; those that are trained see `pipeline.saes.objective`.
     """
 
     dataset: DatasetName
@@ -37,6 +38,10 @@ class SaeConfig(Config):
     tokens: Literal["all", "patches", "prefix"] = "all"
     """Which tokens of each image it is trained on."""
     seed: int = 0
+
+    def stage(self) -> Stage:
+        """The stage that makes it, from the inputs `activations` and `images`."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

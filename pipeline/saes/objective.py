@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.ranks import ALONE, Ranks
 from pipeline.saes.base import Sae, SaeConfig
 from pipeline.saes.initialisation import DecoderBias, WeightInit
+from pipeline.stage import Stage
 from pipeline.stream import Mix
 
 Precision = Literal["float32", "bfloat16"]
@@ -121,6 +122,12 @@ class TrainedSaeConfig(SaeConfig):
                 "b_dec_init `geometric_median_reference` has whole images as points; set mix: images"
             )
         return self
+
+    def stage(self) -> Stage:
+        # The engine is built on this module, which therefore cannot import it at the top.
+        from pipeline.train import STAGE
+
+        return STAGE
 
     def count_latents(self, width: int) -> int:
         return self.n_latents or self.expansion * width

@@ -17,7 +17,11 @@ from pipeline.saes.objective import TrainedSaeConfig
 from pipeline.saes.relu_l1 import ReluL1Config
 from pipeline.saes.topk import TopKConfig
 
-KINDS = registry.variants(saes, SaeConfig)
+KINDS = {
+    kind: config
+    for kind, config in registry.variants(saes, SaeConfig).items()
+    if issubclass(config, TrainedSaeConfig)
+}
 SHARED: dict[str, Any] = {
     "dataset": "d",
     "backbone": "b",

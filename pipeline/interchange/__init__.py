@@ -1,0 +1,1 @@
+"""SAEs of other tools: one module per format; `formats.py` lists them."""
