@@ -22,7 +22,7 @@ class Autoencoder:
     """
 
     def __init__(self, start: Sae, dead_feature_window: int, ranks: Ranks) -> None:
-        self.encoder = start.W_enc.T.contiguous()
+        self.encoder = start.W_enc.T.clone(memory_format=torch.contiguous_format)
         self.b_enc = start.b_enc.clone()
         self.W_dec = start.W_dec.clone()
         self.b_dec = start.b_dec.clone()
