@@ -6,7 +6,8 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from storage.errors import UserError
@@ -37,6 +38,31 @@ def write_atomic(path: Path, *data: bytes | memoryview) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_file(path.parent)
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes], replace: bool = False) -> None:
+    """Makes a new folder that holds `files` (name -> content): whole, or not at all.
+
+    With `replace` it may be there already: files of the same names are replaced one by one, others stay.
+    Raises UserError if it is there and may not be, or if nothing can be written there.
+    """
+    if os.path.lexists(folder) and not replace:
+        raise UserError(f"{folder}: is already there; give another folder, or --force to replace its files.")
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; give a folder.")
+    new = folder.with_name(f".{folder.name}.{os.getpid()}{_TEMPORARY}")
+    target = folder if folder.is_dir() else new
+    try:
+        with explaining_full_disk(folder):
+            for name, content in files.items():
+                write_atomic(target / name, content)
+            if target is new:
+                new.rename(folder)
+                sync_file(folder.parent)
+    except (PermissionError, NotADirectoryError):
+        raise UserError(f"{folder}: nothing can be written there; give another folder.") from None
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def remove_temporaries(folder: Path) -> None:

@@ -1,0 +1,126 @@
+"""Our SAE as ViSAEBench (`visaebench` on PyPI, version 0.1) scores one, on our cached activations.
+
+ViSAEBench feeds patches that are centred by their mean and divided by one number, the root mean square of what is left,
+and asks for `encode` and `decode`. Our SAEs take activations as they are, so the adapter takes that back, and its
+reconstruction is normalised again: the same function, in their units.
+
+Shapes: P patches per image, d channels, S latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.saes.base import Sae
+from storage.activations import Activations
+from storage.errors import UserError
+
+METRICS = ("localization", "fvu", "downstream_preservation", "sparse_probing", "absorption")
+"""Those that need activations and labels alone. `absorption` knows ImageNet's classes only."""
+DEFAULT_METRICS = METRICS[:4]
+_IMAGES_PER_FILE = 5000
+
+
+class VisaeBenchSae:
+    """What ViSAEBench calls an SAE, of inputs `(x - mean) / std`."""
+
+    def __init__(self, sae: Sae, mean: Tensor, std: float) -> None:
+        self.sae = sae
+        self.mean = mean.to(sae.b_dec)
+        self.std = std
+
+    @torch.inference_mode()
+    def encode(self, x: Tensor) -> Tensor:
+        """[..., d] -> dense latents [..., S]."""
+        f = self.sae.encode(x.flatten(0, -2) * self.std + self.mean)
+        return f.unflatten(0, x.shape[:-1])
+
+    @torch.inference_mode()
+    def decode(self, z: Tensor) -> Tensor:
+        """[..., S] -> [..., d]."""
+        return (z @ self.sae.W_dec + self.sae.b_dec - self.mean) / self.std
+
+
+def check_metrics(metrics: Sequence[str]) -> None:
+    """Raises UserError if a metric cannot be computed from activations and labels."""
+    for name in metrics:
+        if name not in METRICS:
+            raise UserError(
+                f"--metric {name}: not among those that activations and labels suffice for ({', '.join(METRICS)}); for "
+                "others call ViSAEBench with its own backbones and data."
+            )
+
+
+def write_patches(activations: Activations, rows: range, folder: Path) -> list[Path]:
+    """Files of cached patches [images, P, d] as ViSAEBench reads them, prefix tokens left out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number, start in enumerate(range(rows.start, rows.stop, _IMAGES_PER_FILE)):
+        values = activations.read(start, min(start + _IMAGES_PER_FILE, rows.stop))
+        patches = torch.from_numpy(np.ascontiguousarray(values[:, activations.n_prefix_tokens :]))
+        paths.append(folder / f"shard_{number:03d}.pt")
+        torch.save(patches.view(getattr(torch, activations.dtype)), paths[-1])
+    return paths
+
+
+def score(
+    sae: Sae,
+    activations: Activations,
+    rows: range,
+    labels: np.ndarray,
+    metrics: Sequence[str],
+    scratch: Path,
+    device: str = "cpu",
+) -> list[dict[str, float | str]]:
+    """One mapping per metric: `metric`, `dimension`, `value`, `better` (higher or lower).
+
+    `sae` on `device`; `labels` are those of `rows`. Writes the patches below `scratch`, which the caller deletes.
+    Raises UserError if ViSAEBench is not installed or fails.
+    """
+    check_metrics(metrics)
+    bench, runners = _package()
+    paths = write_patches(activations, rows, scratch)
+    mean, std = bench.compute_or_load_norm_stats(paths)
+    results = runners.MetricRunner(metrics=metrics, device=device).run(
+        VisaeBenchSae(sae, mean, std),
+        activations=paths,
+        labels=labels,
+        mean=mean,
+        std=std,
+        grid_size=tuple(activations.attributes["grid"]),
+        dict_size=sae.n_latents,
+    )
+    found = {result.name: result for result in results}
+    rows_of_table: list[dict[str, float | str]] = []
+    for name in metrics:
+        result = found.get(bench.METRIC_REGISTRY[name].name)
+        if result is None:
+            raise UserError(
+                f"--metric {name}: ViSAEBench could not compute it, for the reason it gave above."
+            )
+        rows_of_table.append(
+            {
+                "metric": name,
+                "dimension": result.dimension,
+                "value": float(result.value),
+                "better": "higher" if result.higher_is_better else "lower",
+            }
+        )
+    return rows_of_table
+
+
+def _package() -> tuple[Any, Any]:
+    try:
+        import visaebench
+        from visaebench.metrics import runner
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"ViSAEBench is not installed (no module `{error.name}`); `uv sync --group interchange` installs it."
+        ) from None
+    return visaebench, runner
