@@ -25,6 +25,7 @@ METRICS = ("localization", "fvu", "downstream_preservation", "sparse_probing", "
 """Those that need activations and labels alone. `absorption` knows ImageNet's classes only."""
 DEFAULT_METRICS = METRICS[:4]
 _IMAGES_PER_FILE = 5000
+_IMAGENET_CLASSES = 1000
 
 
 class VisaeBenchSae:
@@ -84,6 +85,12 @@ def score(
     Raises UserError if ViSAEBench is not installed or fails.
     """
     check_metrics(metrics)
+    if "absorption" in metrics and labels.max() + 1 != _IMAGENET_CLASSES:
+        # It would find none of its classes and report 0, the best there is.
+        raise UserError(
+            f"--metric absorption: knows ImageNet's {_IMAGENET_CLASSES:,} classes and these images have "
+            f"{labels.max() + 1}; leave it out."
+        )
     bench, runners = _package()
     paths = write_patches(activations, rows, scratch)
     mean, std = bench.compute_or_load_norm_stats(paths)

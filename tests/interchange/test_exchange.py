@@ -241,6 +241,9 @@ def test_visaebench_refuses_what_it_cannot_do(
     assert "--metric cross_domain" in sentence(
         patchsae("visaebench", trained.key, "--metric", "cross_domain", *store)
     )
+    assert "knows ImageNet's 1,000 classes and these images have 10" in sentence(
+        patchsae("visaebench", trained.key, "--metric", "absorption", *store)
+    )
     assert "split `nothing`" in sentence(patchsae("visaebench", trained.key, "--split", "nothing", *store))
     monkeypatch.setitem(__import__("sys").modules, "visaebench", None)
     assert "ViSAEBench is not installed" in sentence(patchsae("visaebench", trained.key, *store))
