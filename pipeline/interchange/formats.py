@@ -12,10 +12,13 @@ from safetensors.torch import save
 
 from pipeline.config import nearest
 from pipeline.interchange import dictionary_learning, reference, sae_lens, saev
+from pipeline.interchange.checked import check, read_safetensors
 from pipeline.saes import base
 from pipeline.saes.base import Sae
 from storage.errors import UserError
 from storage.keys import digest_file, digest_json
+
+_LAYOUT = {"W_enc": "dS", "b_enc": "S", "W_dec": "Sd", "b_dec": "d"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,9 @@ class Format:
 
 
 def _load_ours(folder: Path) -> Sae:
-    return base.read_sae(folder / base.WEIGHTS)
+    path = folder / base.WEIGHTS
+    tensors = check(read_safetensors(path), _LAYOUT, str(path), {"threshold": "S", "k": ""})
+    return base.sae_from_tensors(tensors, str(path))
 
 
 def _ours(sae: Sae) -> dict[str, bytes]:

@@ -66,13 +66,17 @@ def load(path: Path) -> Sae:
     name = activation.get("cls")
     if name not in _ACTIVATIONS:
         raise UserError(f"{where}: the activation `{name}` cannot be read{nearest(str(name), _ACTIVATIONS)}")
-    tensors = check(found, _LAYOUT, where, {_THRESHOLD: ""} if name == "BatchTopK" else None)
+    threshold_layout = {_THRESHOLD: ""} if name == "BatchTopK" else {}
+    if settings["schema"] == _SCHEMA:
+        tensors = check(found, {**_LAYOUT, **threshold_layout}, where)
+    else:
+        tensors = check(found, _LAYOUT, where, threshold_layout)
     threshold = tensors.pop(_THRESHOLD, None)
     tensors["b_enc"] = folding.centred_bias(tensors["W_enc"], tensors["b_enc"], tensors["b_dec"])
     if threshold is not None:
         tensors["threshold"] = threshold.clamp(min=0).expand(len(tensors["b_enc"])).clone()
     elif name != "Relu":
-        # Without a threshold, BatchTopK was what TopK is: k of each token.
+        # Before it had a threshold, BatchTopK was what TopK is: k of each token.
         k = _mapping(activation, "params", where).get("top_k")
         tensors["k"] = torch.tensor(integer(k, "top_k", where))
     return sae_from_tensors(tensors, where)

@@ -230,6 +230,19 @@ def test_a_saev_checkpoint_of_a_future_or_broken_header(tmp_path: Path) -> None:
     assert "nothing in it was executed" in refusal(path)
 
 
+def test_batch_top_k_of_saev_has_a_threshold_from_schema_5_on(tmp_path: Path) -> None:
+    path = tmp_path / "sae.pt"
+    saev_file(path, {"cls": "BatchTopK", "params": {"top_k": K}})
+    assert "has no tensor `activation.threshold`" in refusal(path)
+    saev_file(path, {"cls": "BatchTopK", "params": {"top_k": K}}, schema=2)
+    assert formats.load(path).k == K
+
+
+def test_our_own_files_are_checked_too(tmp_path: Path) -> None:
+    save_file({**our_saes.make("relu").tensors(), "W_enc": torch.zeros(3)}, tmp_path / "sae.safetensors")
+    assert "`W_enc` is (3,); it has the axes d channels x S latents" in refusal(tmp_path)
+
+
 def test_nothing_at_the_path(tmp_path: Path) -> None:
     assert "no such file or folder" in refusal(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()

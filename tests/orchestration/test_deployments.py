@@ -19,7 +19,7 @@ from prefect_server import ADDRESSES, ROOT, Server, task_states
 from flows.stage_task import slug
 from storage.artifacts import Store
 
-STAGES = ["index", "weights", "extract", "classifier", "train", "statistics", "masking"]
+STAGES = ["index", "weights", "extract", "classifier", "train", "import", "statistics", "masking"]
 
 
 @pytest.fixture(scope="module")
