@@ -65,16 +65,16 @@ def plan_node(
     waiting = [address for address in node.inputs.values() if before[address].state == "blocked"]
     if waiting:
         return Planned(node, None, {}, "blocked", f"needs {waiting[0]}", _predict(store, node, before))
-    for role, address in node.inputs.items():
-        identity = identity_of(store, before[address])
-        if identity is None:
-            return Planned(node, None, {}, "run", f"waits for {address}", _predict(store, node, before))
-        key_inputs[role] = identity
     if node.stage.fingerprint is not None:
         try:
             key_inputs["source"] = node.stage.fingerprint(node.config)
         except UserError as error:
             return Planned(node, None, {}, "blocked", str(error), _predict(store, node, before))
+    for role, address in node.inputs.items():
+        identity = identity_of(store, before[address])
+        if identity is None:
+            return Planned(node, None, {}, "run", f"waits for {address}", _predict(store, node, before))
+        key_inputs[role] = identity
     config = node.stage.key_config(node.config)
     key = artifact_key(node.stage.name, node.stage.version, config, key_inputs)
     artifact = store.at(node.stage.name, key)

@@ -198,6 +198,14 @@ def test_a_peer_s_files_that_are_wrong_block_it_with_a_sentence(
     assert full_store.committed("import") == []
 
 
+def test_a_path_that_is_wrong_is_found_before_anything_is_run(
+    store: Store, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    _, found = planned(store, tiny_checkpoint, tmp_path / "gone")
+    assert found["extract/digits-tiny"].state == "run"
+    assert found["import/theirs"].state == "blocked"
+
+
 def test_an_sae_of_another_width_is_refused(full_store: Store, tiny_checkpoint: Path, tmp_path: Path) -> None:
     write_folder(tmp_path / "wide", formats.save_files(peer_sae(48), "saelens"))
     _, found = planned(full_store, tiny_checkpoint, tmp_path / "wide")
