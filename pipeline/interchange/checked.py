@@ -70,7 +70,7 @@ def missing(path: Path, error: OSError) -> UserError:
 def check(
     tensors: Mapping[str, Any], layout: Layout, where: str, optional: Layout | None = None
 ) -> dict[str, Tensor]:
-    """The tensors of `layout`, and those of `optional` that are there, in float32 (integers as they are).
+    """The tensors of `layout`, and those of `optional` that are there, in float32.
 
     Raises UserError, naming `where`, if one is missing, unexpected, misshapen or not finite.
     """
@@ -78,7 +78,7 @@ def check(
     for name in layout:
         if name not in tensors:
             raise UserError(f"{where}: has no tensor `{name}`; this format has {', '.join(layout)}.")
-    for name in sorted(tensors.keys() - expected.keys()):
+    for name in sorted(tensors.keys() - expected.keys(), key=str):
         raise UserError(
             f"{where}: has a tensor `{name}`, which this format does not know; it has {', '.join(expected)}."
         )
@@ -95,12 +95,9 @@ def check(
                     f"{where}: `{name}` is {shape}, but {axis} is {sizes[axis]} in the other tensors; "
                     f"it has the axes {_legend(axes)}."
                 )
-        if not tensor.is_floating_point():
-            checked[name] = tensor
-        elif not torch.isfinite(tensor).all():
+        checked[name] = tensor.detach().float()
+        if not torch.isfinite(checked[name]).all():
             raise UserError(f"{where}: `{name}` holds values that are not finite; train that SAE again.")
-        else:
-            checked[name] = tensor.detach().float()
     return checked
 
 
@@ -112,7 +109,7 @@ def _legend(axes: str) -> str:
 def integer(value: Any, name: str, where: str) -> int:
     """A setting as a whole number. Raises UserError if it is none."""
     number = value.item() if isinstance(value, Tensor) else value
-    if isinstance(number, bool) or not isinstance(number, int | float) or number != int(number):
+    if isinstance(number, bool) or not isinstance(number, int | float) or number % 1 != 0:
         raise UserError(f"{where}: `{name}` is {number!r}; only a whole number can be used.")
     return int(number)
 

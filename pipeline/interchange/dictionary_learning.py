@@ -53,10 +53,10 @@ def load(folder: Path) -> Sae:
     where = str(folder / CONFIG)
     trainer = read_json(folder / CONFIG).get("trainer")
     name = trainer.get("dict_class") if isinstance(trainer, dict) else None
-    if name is None:
+    if not isinstance(name, str):
         raise UserError(f"{where}: has no trainer.dict_class, which says what kind of SAE it is; add it.")
     if name not in _LAYOUTS:
-        raise UserError(f"{where}: the class `{name}` cannot be read{nearest(str(name), _LAYOUTS)}")
+        raise UserError(f"{where}: the class `{name}` cannot be read{nearest(name, _LAYOUTS)}")
     where = str(folder / WEIGHTS)
     found = read_state(folder / WEIGHTS, where)
     tensors = check(found, _LAYOUTS[name], where, _OPTIONAL.get(name))
