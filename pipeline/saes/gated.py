@@ -23,7 +23,7 @@ from pipeline.saes.autoencoder import Autoencoder
 from pipeline.saes.auxk import AuxK
 from pipeline.saes.base import Sae
 from pipeline.saes.encoding import MAX_DENSITY, Encoder, positive_codes
-from pipeline.saes.initialisation import start
+from pipeline.saes.initialisation import WeightInit, start
 from pipeline.saes.objective import Gradients, TrainedSaeConfig
 from pipeline.saes.topk import total_variance
 
@@ -32,6 +32,7 @@ class GatedConfig(TrainedSaeConfig):
     """Gates with an L1 penalty, magnitudes without."""
 
     kind: Literal["gated"] = "gated"
+    init: WeightInit = "reference"
     l1_coefficient: float = Field(0.3, ge=0)
     """c, see the module: free of the activations' scale."""
     auxk_coefficient: float = Field(1 / 32, ge=0)

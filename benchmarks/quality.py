@@ -1,0 +1,269 @@
+"""How well SAEs of every objective reconstruct at equal L0, beside SAELens' of the same objective and tokens.
+
+On ShapesCLIP's activations of the shapes world, and of crops of the photographs that come with scikit-image and
+scikit-learn. SAELens comes with `uv run --with-requirements benchmarks/peers.txt python -m benchmarks.quality`.
+
+Objectives with a coefficient are trained at several; their FVU at an L0 is interpolated, log FVU over log L0.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import skimage.data
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch import Tensor
+
+from benchmarks.report import Measurement, Measurements, parser, report
+from pipeline import train
+from pipeline.dag import build
+from pipeline.experiment import Experiment
+from pipeline.index import split_range
+from pipeline.interchange import formats
+from pipeline.plan import plan, run_node
+from pipeline.ranks import ALONE
+from pipeline.saes.base import Sae
+from pipeline.saes.batch_topk import BatchTopKConfig
+from pipeline.saes.gated import GatedConfig
+from pipeline.saes.jumprelu import JumpReluConfig
+from pipeline.saes.matryoshka import MatryoshkaConfig
+from pipeline.saes.objective import TrainedSaeConfig
+from pipeline.saes.relu_l1 import ReluL1Config
+from pipeline.saes.topk import TopKConfig
+from pipeline.stage import Runtime
+from pipeline.trainee import Trainee, learning_rate
+from pipeline.training_metrics import evaluate
+from storage.activations import Activations
+from storage.artifacts import Artifact, Builder, Store
+
+L0S = (16, 32, 64)
+N_LATENTS = 2048
+_PHOTOGRAPHS = (
+    "astronaut brick cat chelsea coffee colorwheel grass gravel hubble_deep_field immunohistochemistry motorcycle_left "
+    "retina rocket camera coins moon page text"
+).split()
+
+Points = list[tuple[float, float, float]]
+"""L0, FVU, dead fraction of one SAE each."""
+
+
+def write_crops(folder: Path, n_train: int, n_test: int) -> None:
+    """Crops of 64 to 192 pixels as 64 x 64 PNGs: from the left three quarters for train, from the right for test."""
+    rng = np.random.default_rng(0)
+    pictures = list(load_sample_images().images)
+    for name in _PHOTOGRAPHS:
+        if hasattr(skimage.data, name):
+            try:
+                pictures.append(getattr(skimage.data, name)())
+            except (ModuleNotFoundError, OSError):
+                continue  # Comes by download, or needs pooch for it.
+    for split, n in (("train", n_train), ("test", n_test)):
+        for i in range(n):
+            picture = Image.fromarray(np.asarray(pictures[i % len(pictures)])).convert("RGB")
+            side = int(rng.integers(64, min(192, picture.height, picture.width // 4) + 1))
+            border = 3 * picture.width // 4
+            low, high = (0, border - side) if split == "train" else (border, picture.width - side)
+            left, top = int(rng.integers(low, high + 1)), int(rng.integers(0, picture.height - side + 1))
+            path = folder / split / f"picture {i % len(pictures)}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.crop((left, top, left + side, top + side)).resize((64, 64)).save(path)
+
+
+def activations_of(store: Store, dataset: dict[str, Any]) -> dict[str, Artifact]:
+    """Index and activations of a data set through ShapesCLIP."""
+    experiment = Experiment.model_validate(
+        {
+            "name": "quality",
+            "datasets": {"images": dataset},
+            "backbones": {"clip": {"kind": "shapes_clip", "extract": {"hook_block": -2}}},
+            "saes": {"sae": {"kind": "topk", "dataset": "images", "backbone": "clip"}},
+        }
+    )
+    nodes = [node for node in build(experiment) if node.stage.name != "train"]
+    for node in nodes:
+        planned = plan(store, nodes)
+        run_node(store, planned[node.address], planned, Runtime.here())
+    planned = plan(store, nodes)
+    at = {node.stage.name: store.at(node.stage.name, str(planned[node.address].key)) for node in nodes}
+    return {"activations": at["extract"], "images": at["index"]}
+
+
+class Bench:
+    """Trains SAEs on the same tokens in the same order, ours or SAELens', and evaluates them on held-out images."""
+
+    def __init__(self, inputs: dict[str, Artifact], n_steps: int, scratch: Path) -> None:
+        self.inputs = inputs
+        self.scratch = scratch
+        self.settings: dict[str, Any] = {
+            "dataset": "-",
+            "backbone": "-",
+            "n_latents": N_LATENTS,
+            "batch_size": 2048,
+            "n_steps": n_steps,
+            "lr": 4e-3,
+            "lr_warmup_steps": 50,
+            "lr_schedule": "trapezoid",
+            "eval_split": "test",
+            "eval_tokens": 30_000,
+        }
+        self.config = TopKConfig(**self.settings)
+        rows = split_range(inputs["images"], "train")
+        self.stream = train._stream(self.config, Activations(inputs["activations"]), rows)
+        self.sample = self.stream.batch(0).to_float32()
+
+    def evaluate(self, sae: Sae) -> tuple[float, float, float]:
+        rows = split_range(self.inputs["images"], "test")
+        found = evaluate(sae, train._eval_batches(self.config, self.stream.activations, rows, "cpu"))
+        return float(found["l0"] or 0), float(found["fvu"] or 0), float(found["dead_fraction"] or 0)
+
+    def ours(self, kind: type[TrainedSaeConfig], **settings: Any) -> tuple[float, float, float]:
+        config = kind(**{**self.settings, **settings})
+        trainee = Trainee.begin(
+            config, Builder(Artifact("train", "", self.scratch)), self.sample, len(self.stream.tokens), ALONE
+        )
+        trainee.save = lambda: None  # type: ignore[method-assign]
+        train.train([trainee], self.stream, replace(Runtime(), checkpoint_seconds=1e9), ALONE)
+        return self.evaluate(trainee.sae())
+
+    def _batches(self) -> Iterator[tuple[int, Tensor]]:
+        batches = self.stream.batches(1, self.config.n_steps + 1, 1)
+        return enumerate(batch.to_float32() for batch in batches)
+
+    def sae_lens(self, name: str, **settings: Any) -> tuple[float, float, float]:
+        """As its own trainer does: Adam, gradients clipped to 1, normalised inputs, its dead-latent window scaled."""
+        from sae_lens.registry import get_sae_training_class
+        from sae_lens.saes.sae import TrainStepInput
+
+        torch.manual_seed(0)
+        sae_class, config_class = get_sae_training_class(name)
+        sae = sae_class(
+            config_class(d_in=self.sample.shape[1], d_sae=N_LATENTS, apply_b_dec_to_input=True, **settings)
+        )
+        with torch.no_grad():
+            sae.b_dec.copy_(self.sample.mean(dim=0))
+        scale = math.sqrt(self.sample.shape[1]) / self.sample.norm(dim=1).mean().item()
+        with torch.no_grad():
+            sae.b_dec.mul_(scale)
+        optimiser = torch.optim.Adam(sae.parameters(), lr=self.config.lr)
+        since_fired = torch.zeros(N_LATENTS)
+        coefficients = {n: c.value if hasattr(c, "value") else c for n, c in sae.get_coefficients().items()}
+        for step, x in self._batches():
+            optimiser.param_groups[0]["lr"] = learning_rate(self.config, step)
+            found = sae.training_forward_pass(
+                step_input=TrainStepInput(
+                    sae_in=x * scale,
+                    coefficients=coefficients,
+                    dead_neuron_mask=since_fired > self.config.dead_feature_window,
+                    n_training_steps=step,
+                    is_logging_step=False,
+                )
+            )
+            optimiser.zero_grad()
+            found.loss.backward()
+            torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
+            optimiser.step()
+            fired = found.feature_acts.to_dense() if found.feature_acts.is_sparse else found.feature_acts
+            since_fired = torch.where((fired > 0).any(dim=0), 0, since_fired + 1)
+        with tempfile.TemporaryDirectory() as folder:
+            sae.save_inference_model(folder)
+            loaded = formats.load(Path(folder), "saelens")
+        return self.evaluate(loaded.on_inputs_divided_by(scale))
+
+
+def at_l0(points: Points, l0: float) -> tuple[float, float]:
+    """FVU and dead fraction at an L0, from SAEs around it; NaN if it is outside of what they have."""
+    points = sorted(points)
+    l0s, fvus, dead = (np.array(values) for values in zip(*points, strict=True))
+    if not l0s[0] <= l0 <= l0s[-1]:
+        return math.nan, math.nan
+    at = np.log(l0)
+    return float(np.exp(np.interp(at, np.log(l0s), np.log(fvus)))), float(np.interp(at, np.log(l0s), dead))
+
+
+_SELECTED = {
+    "topk": (TopKConfig, "topk", {}),
+    "batch_topk": (BatchTopKConfig, "batchtopk", {}),
+    "matryoshka": (
+        MatryoshkaConfig,
+        "matryoshka_batchtopk",
+        {"matryoshka_widths": [N_LATENTS // n for n in (16, 8, 4, 2, 1)]},
+    ),
+}
+_PENALISED: dict[
+    str, tuple[type[TrainedSaeConfig], str, tuple[float, ...], str, tuple[float, ...]]
+] = {
+    # Our config, the coefficient's name in both, our values; SAELens' architecture and values.
+    "relu_l1": (ReluL1Config, "l1_coefficient", (2.5e-3, 1.2e-3, 6e-4, 3e-4), "standard", (4, 2, 1, 0.5, 0.25)),
+    "jumprelu": (JumpReluConfig, "l0_coefficient", (0.4, 0.15, 0.05, 0.02), "jumprelu", (1.5, 0.5, 0.15, 0.05, 0.02)),
+    "gated": (GatedConfig, "l1_coefficient", (0.5, 0.3, 0.15, 0.08), "gated", (4, 2, 1, 0.5, 0.25)),
+}
+
+
+def measure(where: str, bench: Bench, kinds: list[str]) -> Measurements:
+    """FVU and dead latents of every objective at every L0, and SAELens' over ours."""
+    found: Measurements = {}
+    with_peer = importlib.util.find_spec("sae_lens") is not None
+
+    def add(kind: str, l0: int, ours: tuple[float, float], theirs: tuple[float, float]) -> None:
+        name = f"{where}: {kind}, L0 {l0}"
+        found[f"{name}: FVU"] = Measurement(value=ours[0], target=None, unit="")
+        found[f"{name}: dead"] = Measurement(value=ours[1], target=None, unit="share")
+        if with_peer:
+            found[f"{name}: SAELens' FVU"] = Measurement(value=theirs[0], target=None, unit="")
+            found[f"{name}: SAELens' FVU / ours"] = Measurement(value=theirs[0] / ours[0], target=0.98, unit="ratio")
+        print({key: round(value["value"], 4) for key, value in found.items() if key.startswith(name)}, flush=True)
+
+    nothing = (math.nan, math.nan)
+    for kind, (config, peer, settings) in _SELECTED.items():
+        for k in L0S if kind in kinds else ():
+            theirs = bench.sae_lens(peer, k=k, **settings)[1:] if with_peer else nothing
+            add(kind, k, bench.ours(config, k=k)[1:], theirs)
+    for kind, (config, ours, values, peer, their_values) in _PENALISED.items():
+        if kind not in kinds:
+            continue
+        points = [bench.ours(config, **{ours: value}) for value in values]
+        their_points = [bench.sae_lens(peer, **{ours: v}) for v in their_values] if with_peer else []
+        print(kind, points, their_points, flush=True)
+        for l0 in L0S:
+            add(kind, l0, at_l0(points, l0), at_l0(their_points, l0) if with_peer else nothing)
+    return found
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--steps", type=int, default=600)
+    options.add_argument("--kinds", nargs="*", default=[*_SELECTED, *_PENALISED])
+    options.add_argument("--on", nargs="*", default=["shapes", "photographs"])
+    arguments = options.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="patchsae-quality-"))
+    found: Measurements = {}
+    try:
+        write_crops(folder / "crops", 4000, 1000)
+        worlds = {
+            "shapes": {"kind": "shapes", "seed": 1, "splits": {"train": 4000, "test": 1000}, "label": "shape"},
+            "photographs": {
+                "kind": "image_folder",
+                "root": str(folder / "crops"),
+                "splits": {"train": "train", "test": "test"},
+            },
+        }
+        for where in arguments.on:
+            inputs = activations_of(Store(folder / "store"), worlds[where])
+            found |= measure(where, Bench(inputs, arguments.steps, folder / "scratch"), arguments.kinds)
+    finally:
+        shutil.rmtree(folder)
+    report(f"quality after {arguments.steps} steps of 2,048 tokens, {N_LATENTS:,} latents", found, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
