@@ -48,10 +48,26 @@ from storage.artifacts import Artifact, Builder, Store
 
 L0S = (16, 32, 64)
 N_LATENTS = 2048
-_PHOTOGRAPHS = (
-    "astronaut brick cat chelsea coffee colorwheel grass gravel hubble_deep_field immunohistochemistry motorcycle_left "
-    "retina rocket camera coins moon page text"
-).split()
+_PHOTOGRAPHS = [
+    "astronaut",
+    "brick",
+    "cat",
+    "chelsea",
+    "coffee",
+    "colorwheel",
+    "grass",
+    "gravel",
+    "hubble_deep_field",
+    "immunohistochemistry",
+    "motorcycle_left",
+    "retina",
+    "rocket",
+    "camera",
+    "coins",
+    "moon",
+    "page",
+    "text",
+]
 
 Points = list[tuple[float, float, float]]
 """L0, FVU, dead fraction of one SAE each."""
@@ -199,12 +215,22 @@ _SELECTED = {
         {"matryoshka_widths": [N_LATENTS // n for n in (16, 8, 4, 2, 1)]},
     ),
 }
-_PENALISED: dict[
-    str, tuple[type[TrainedSaeConfig], str, tuple[float, ...], str, tuple[float, ...]]
-] = {
+_PENALISED: dict[str, tuple[type[TrainedSaeConfig], str, tuple[float, ...], str, tuple[float, ...]]] = {
     # Our config, the coefficient's name in both, our values; SAELens' architecture and values.
-    "relu_l1": (ReluL1Config, "l1_coefficient", (2.5e-3, 1.2e-3, 6e-4, 3e-4), "standard", (4, 2, 1, 0.5, 0.25)),
-    "jumprelu": (JumpReluConfig, "l0_coefficient", (0.4, 0.15, 0.05, 0.02), "jumprelu", (1.5, 0.5, 0.15, 0.05, 0.02)),
+    "relu_l1": (
+        ReluL1Config,
+        "l1_coefficient",
+        (2.5e-3, 1.2e-3, 6e-4, 3e-4),
+        "standard",
+        (4, 2, 1, 0.5, 0.25),
+    ),
+    "jumprelu": (
+        JumpReluConfig,
+        "l0_coefficient",
+        (0.4, 0.15, 0.05, 0.02),
+        "jumprelu",
+        (1.5, 0.5, 0.15, 0.05, 0.02),
+    ),
     "gated": (GatedConfig, "l1_coefficient", (0.5, 0.3, 0.15, 0.08), "gated", (4, 2, 1, 0.5, 0.25)),
 }
 
@@ -220,8 +246,13 @@ def measure(where: str, bench: Bench, kinds: list[str]) -> Measurements:
         found[f"{name}: dead"] = Measurement(value=ours[1], target=None, unit="share")
         if with_peer:
             found[f"{name}: SAELens' FVU"] = Measurement(value=theirs[0], target=None, unit="")
-            found[f"{name}: SAELens' FVU / ours"] = Measurement(value=theirs[0] / ours[0], target=0.98, unit="ratio")
-        print({key: round(value["value"], 4) for key, value in found.items() if key.startswith(name)}, flush=True)
+            found[f"{name}: SAELens' FVU / ours"] = Measurement(
+                value=theirs[0] / ours[0], target=0.98, unit="ratio"
+            )
+        print(
+            {key: round(value["value"], 4) for key, value in found.items() if key.startswith(name)},
+            flush=True,
+        )
 
     nothing = (math.nan, math.nan)
     for kind, (config, peer, settings) in _SELECTED.items():
@@ -250,7 +281,12 @@ def main() -> None:
     try:
         write_crops(folder / "crops", 4000, 1000)
         worlds = {
-            "shapes": {"kind": "shapes", "seed": 1, "splits": {"train": 4000, "test": 1000}, "label": "shape"},
+            "shapes": {
+                "kind": "shapes",
+                "seed": 1,
+                "splits": {"train": 4000, "test": 1000},
+                "label": "shape",
+            },
             "photographs": {
                 "kind": "image_folder",
                 "root": str(folder / "crops"),
@@ -262,7 +298,9 @@ def main() -> None:
             found |= measure(where, Bench(inputs, arguments.steps, folder / "scratch"), arguments.kinds)
     finally:
         shutil.rmtree(folder)
-    report(f"quality after {arguments.steps} steps of 2,048 tokens, {N_LATENTS:,} latents", found, arguments.json)
+    report(
+        f"quality after {arguments.steps} steps of 2,048 tokens, {N_LATENTS:,} latents", found, arguments.json
+    )
 
 
 if __name__ == "__main__":

@@ -37,6 +37,8 @@ _LOADER_THREADS = 2
 _EVAL_BATCH_TOKENS = 4096
 # The table a user may be watching is rewritten about this often, and at every checkpoint.
 _SECONDS_BETWEEN_TABLES = 5.0
+# Broken weights show in the next loss; a look now and then, and at the end, is for those that no loss follows.
+_STEPS_BETWEEN_CHECKS = 100
 
 
 def stream_key(config: TrainedSaeConfig) -> Hashable:
@@ -55,13 +57,15 @@ def run_together(
     configs: Sequence[TrainedSaeConfig], inputs: Inputs, outs: Sequence[Builder], runtime: Runtime
 ) -> list[Summary | UserError]:
     """Trains SAEs of one stream, each into its own artifact: its summary, or why it could not be trained."""
+    failures: dict[int, UserError] = {}
     if runtime.processes > 1:
         # The ranks end with a checkpoint of the last step, from which there is nothing left to train here.
         _check_divides(configs[0], Activations(inputs["activations"]), inputs["images"], runtime.processes)
-        distributed.launch(configs, inputs, outs, runtime)
+        failures = distributed.launch(configs, inputs, outs, runtime)
     trainees, stream = begin(configs, inputs, outs, runtime, ALONE)
-    for trainee in trainees:
+    for i, trainee in enumerate(trainees):
         trainee.restore()
+        trainee.failure = failures.get(i)
     train(trainees, stream, runtime, ALONE)
     return [trainee.failure or _finish(trainee, stream, inputs, runtime) for trainee in trainees]
 
@@ -95,29 +99,40 @@ def begin(
 
 
 def train(trainees: Sequence[Trainee], stream: Stream, runtime: Runtime, ranks: Ranks) -> None:
-    """Takes the steps that are left, each trainee's from its own step on."""
+    """Takes the steps that are left, each trainee's from its own step on. Every rank decides alike: what rank 0
+    alone does, writing, changes nothing the others depend on."""
+    left = [trainee for trainee in trainees if trainee.wants_steps()]
+    if not left:
+        return
     saved = shown = time.monotonic()
-    first = min(trainee.step for trainee in trainees)
-    last = max(trainee.config.n_steps for trainee in trainees)
+    first = min(trainee.step for trainee in left)
+    last = max(trainee.config.n_steps for trainee in left)
     batches = prefetch(_on_device(stream, first + 1, last + 1, runtime.device, ranks))
     with runtime.reporter.bar("train", last, "steps", first) as bar:
         for step, (x, token) in enumerate(batches, first + 1):
-            at_work = [t for t in trainees if t.step == step - 1 and t.wants_steps()]
+            at_work = [t for t in left if t.step == step - 1 and t.wants_steps()]
             for trainee in at_work:
                 trainee.take_step(x, token)
+                is_last = trainee.step == trainee.config.n_steps
+                if (is_last or step % _STEPS_BETWEEN_CHECKS == 0) and not trainee.is_finite():
+                    trainee.fail()
                 if trainee.failure is not None:
                     _check_finite(x, stream.activations.artifact)
             now = time.monotonic()
             due = now - saved >= runtime.checkpoint_seconds
             for trainee in at_work:
-                if ranks.rank == 0 and (due or trainee.step == trainee.config.n_steps):
+                if (
+                    ranks.rank == 0
+                    and (due or trainee.step == trainee.config.n_steps)
+                    and trainee.is_finite()
+                ):
                     trainee.save()
                 elif ranks.rank == 0 and now - shown >= _SECONDS_BETWEEN_TABLES:
                     trainee.show()
             saved = time.monotonic() if due else saved
             shown = now if due or now - shown >= _SECONDS_BETWEEN_TABLES else shown
             bar.advance(note=_note(at_work))
-            if not any(trainee.wants_steps() for trainee in trainees):
+            if not any(trainee.wants_steps() for trainee in left):
                 break
 
 

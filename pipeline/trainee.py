@@ -67,6 +67,10 @@ class Trainee:
         objective = config.objective(sample * scale if scale != 1 else sample, tokens_per_image, ranks)
         return cls(config, out, objective, Adam(objective.parameters), ranks, scale)
 
+    def is_finite(self) -> bool:
+        """Whether the weights are numbers; the same on every rank, as the weights are."""
+        return all(bool(torch.isfinite(p).all()) for p in self.objective.parameters.values())
+
     def wants_steps(self) -> bool:
         return self.failure is None and self.step < self.config.n_steps
 
@@ -87,7 +91,7 @@ class Trainee:
         reconstruction, penalty, auxiliary, l1_norm, l0 = parts.tolist()
         self.loss, self.l0 = reconstruction + penalty + auxiliary, l0
         if not math.isfinite(self.loss):
-            self.failure = self._diverged()
+            self.fail()
             return
         self.step += 1
         is_logged = self.step % self.config.log_every == 0 or self.step in (1, self.config.n_steps)
@@ -132,20 +136,27 @@ class Trainee:
         }
 
     def save(self) -> None:
-        """Writes a checkpoint, unless the weights are broken: that would replace the last good one."""
-        if not all(torch.isfinite(p).all() for p in self.objective.parameters.values()):
-            self.failure = self._diverged()
-            return
+        """Writes a checkpoint."""
         arrays = {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
         arrays |= {f"row.{name}": values for name, values in self.columns().items()}
         Checkpoints(self.out.path).save(self.step, arrays, {})
         self.show()
 
     def restore(self) -> None:
-        """Takes up the newest checkpoint, if there is one."""
+        """Takes up the newest checkpoint, if there is one. Raises UserError, and changes nothing, if it is another
+        SAE's."""
         checkpoint = Checkpoints(self.out.path).latest()
         if checkpoint is None:
             return
+        expected = {name: tuple(tensor.shape) for name, tensor in self._tensors().items()}
+        found = {n: a.shape for n, a in checkpoint.arrays.items() if not n.startswith("row.")}
+        if found != expected:
+            name = min(n for n in {*found, *expected} if found.get(n) != expected.get(n))
+            raise UserError(
+                f"{self.out.path}: its checkpoint of step {checkpoint.step} is of another SAE ({name} is "
+                f"{found.get(name, 'missing')}, not {expected.get(name, 'expected')}); delete the folder's "
+                "`checkpoints` to train from the start."
+            )
         for name, tensor in self._tensors().items():
             # Copied into torch's own memory: kernels may sum in another order at another alignment.
             tensor.copy_(torch.from_numpy(checkpoint.arrays[name]))
@@ -166,9 +177,10 @@ class Trainee:
             for c in TRAINING.columns
         }
 
-    def _diverged(self) -> UserError:
-        return UserError(
-            f"train: the loss is no longer a number after step {self.step}; set a lower lr (now "
+    def fail(self) -> None:
+        """Ends training here: the loss or a weight is no number any more."""
+        self.failure = UserError(
+            f"train {self.out.key[:16]}: the loss is no longer a number after step {self.step}; set a lower lr (now "
             f"{self.config.lr:g}), a longer lr_warmup_steps (now {self.config.lr_warmup_steps}) or clip_grad_norm; "
             "the last good checkpoint is kept."
         )

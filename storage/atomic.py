@@ -72,6 +72,16 @@ def remove_temporaries(folder: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process that lives holds the `lock` of this file."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 @contextlib.contextmanager
 def lock(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Holds an exclusive lock that dies with this process; calls `on_wait` once if another process has it."""
