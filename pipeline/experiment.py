@@ -16,6 +16,7 @@ from pipeline.config import Config, explain, nearest
 from pipeline.datasets.base import DatasetConfig
 from pipeline.evaluations.base import EvaluationConfig
 from pipeline.saes.base import SaeConfig
+from pipeline.sweeps import check_distinct, expand
 from storage.errors import UserError
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
@@ -42,9 +43,11 @@ class Experiment(Config):
     datasets: dict[str, _AnyDataset]
     backbones: dict[str, _AnyBackbone]
     saes: dict[str, _AnySae] = Field(default_factory=dict)
+    sweeps: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """The members of each sweep, which are among `saes`; in YAML a base and a grid, see `pipeline.sweeps`."""
     evaluations: dict[str, _AnyEvaluation] = Field(default_factory=dict)
 
-    @field_validator("name", "datasets", "backbones", "saes", "evaluations")
+    @field_validator("name", "datasets", "backbones", "saes", "sweeps", "evaluations")
     @classmethod
     def _names_are_plain(cls, value: Any) -> Any:
         for name in [value] if isinstance(value, str) else value:
@@ -67,6 +70,7 @@ class Experiment(Config):
                             f"{section}.{owner}.{field} names `{name}`, which is not in {extra['names']}"
                             f"{nearest(name, known)}"
                         )
+        check_distinct(self.sweeps, self.saes)
         return self
 
 
@@ -151,6 +155,7 @@ def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Experiment:
         raise UserError(
             f"{where}: an experiment is a mapping with name, datasets, backbones, saes, evaluations."
         )
+    expand(raw, _KINDS["saes"], _yaml_value, where)
     apply_overrides(raw, overrides)
     try:
         return Experiment.model_validate(raw)
