@@ -79,7 +79,10 @@ class Dag:
         return self._add(config.stage(), sae, config, inputs)
 
     def evaluate(self, name: str) -> str:
-        config = self.evaluation(name)
+        return self.add_evaluation(name, self.evaluation(name))
+
+    def add_evaluation(self, name: str, config: EvaluationConfig) -> str:
+        """A node for an evaluation, of the experiment or that another one needs."""
         return self._add(config.stage(), name, config.stage_config(self), config.inputs(self))
 
 

@@ -7,6 +7,7 @@ checked against it.
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor, uint8
@@ -59,6 +60,12 @@ def load_backbone(config: BackboneConfig, artifact: Artifact, device: str) -> Ba
             "first read; put the old file back, or run again to use the new weights."
         )
     return backbone.to(device)
+
+
+@lru_cache(maxsize=1)
+def backbone_on(config: BackboneConfig, artifact: Artifact, device: str) -> Backbone:
+    """The backbone, kept for the next part of the same process."""
+    return load_backbone(config, artifact, device)
 
 
 def _key_config(config: BackboneConfig) -> dict[str, Any]:

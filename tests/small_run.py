@@ -25,6 +25,7 @@ saes:
   relu: {{kind: relu_l1, dataset: digits, backbone: tiny, n_latents: 512, batch_size: 1024, n_steps: 300, log_every: 3}}
 evaluations:
   statistics: {{kind: statistics, sae: relu, tau: 0.01}}
+  frontier: {{kind: frontier}}
   masking: {{kind: masking, statistics: statistics, ks: [1, 5, 50], n_random: 2}}
 """
 ADDRESSES = {
@@ -32,6 +33,8 @@ ADDRESSES = {
     "extract": "extract/digits-tiny",
     "train": "train/relu",
     "statistics": "statistics/statistics",
+    "reconstruction": "reconstruction/relu-test",
+    "frontier": "frontier/frontier",
     "masking": "masking/masking",
 }
 MODELS = Path(__file__).parent / "data" / "models"

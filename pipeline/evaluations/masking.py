@@ -6,14 +6,13 @@ class of each image: they show what latents carry, they are no classifier.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field, field_validator
 
-from pipeline.backbones.base import Backbone, BackboneConfig
+from pipeline.backbones.base import BackboneConfig
 from pipeline.classifier import Prompts, load_classifier
 from pipeline.config import Config, EvaluationName, OptionalDatasetName
 from pipeline.evaluations.base import EvaluationConfig
@@ -25,7 +24,7 @@ from pipeline.mask_table import MASKING, masking_columns, masking_summary
 from pipeline.rankings import class_ranking, dataset_ranking, random_ranking
 from pipeline.saes.base import load_sae
 from pipeline.stage import Inputs, Runtime, Stage
-from pipeline.weights import load_backbone
+from pipeline.weights import backbone_on
 from storage import parts, tables
 from storage.activations import Activations
 from storage.artifacts import Artifact, Builder, Summary
@@ -147,12 +146,6 @@ class MaskingStageConfig(Config):
         ]
 
 
-@lru_cache(maxsize=1)
-def _backbone_on(config: BackboneConfig, weights: Artifact, device: str) -> Backbone:
-    """The backbone, kept for the next part of the same process."""
-    return load_backbone(config, weights, device)
-
-
 def _write_rankings(config: MaskingStageConfig, inputs: Inputs, out: Builder, n_latents: int) -> None:
     """One array [C or 1, K] per ranking, for the parts to read."""
     masking, statistics = config.masking, inputs["statistics"]
@@ -194,7 +187,7 @@ def _run_part(config: MaskingStageConfig, inputs: Inputs, out: Builder, runtime:
     labels = labels_of(inputs["images"])[rows.start : rows.stop]
     sae = sae_on(inputs["sae"], device)
     classifier, _ = load_classifier(inputs["classifier"], device)
-    zeroshot = Zeroshot(_backbone_on(config.backbone, inputs["weights"], device), classifier)
+    zeroshot = Zeroshot(backbone_on(config.backbone, inputs["weights"], device), classifier)
     ks = config.finite_ks(sae.n_latents)
     written = parts.PartArrays(out, _RANKINGS, 0)
     rankings = [torch.tensor(written[str(i)], device=device).long() for i in range(len(config.rankings()))]
@@ -221,7 +214,7 @@ def _run(config: MaskingStageConfig, inputs: Inputs, out: Builder, runtime: Runt
     n_parts = len(part_ranges(Activations(inputs["activations"]), rows))
     runtime.map_parts(STAGE, config, inputs, out, runtime, out.ledger.missing(n_parts))
     sae_on.cache_clear()
-    _backbone_on.cache_clear()
+    backbone_on.cache_clear()
 
     class_names = _class_names(inputs["images"])
     correct = Correct.zeros(len(config.rankings()), len(config.finite_ks(n_latents)), len(class_names))

@@ -1,4 +1,4 @@
-"""Masking on the demo's model against the plain way: the whole model on pixels, a hook, one k at a time."""
+"""Masking and reconstruction on the demo's model against the plain way: the whole model on pixels, a hook, one k at a time."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ saes:
          lr_warmup_steps: 10, batch_size: 1024, n_steps: 120}
 evaluations:
   statistics: {kind: statistics, sae: relu}
+  reconstruction: {kind: reconstruction, sae: relu}
   masking: {kind: masking, statistics: statistics, ks: [1, 4, 16, 64, all], selections: [class]}
 """
 
@@ -89,6 +90,66 @@ def test_every_k_classifies_as_a_hook_on_the_whole_model_does(
         row = table.filter(selection="class", mode=mode, k=k)
         assert row["n"].to_list() == [48]
         assert row["n_correct"].to_list() == [n_correct], k
+
+
+def test_replaced_activations_classify_as_a_hook_on_the_whole_model_does(store: Store) -> None:
+    experiment = parse(EXPERIMENT, "demo")
+    [index], [weights], [trained] = (store.committed(stage) for stage in ("index", "weights", "train"))
+    backbone = load_backbone(experiment.backbones["clip"], weights, "cpu")
+    sae = load_sae(trained)
+    [measured] = store.committed("reconstruction")
+    classes, scale = load_classifier(store.committed("classifier")[0])
+    images = tables.of(index, "images").filter(split="test").collect()
+    pixels = indexed_images(experiment.datasets["shapes"], index, backbone.preprocess)
+    block = backbone.model.visual.transformer.resblocks[backbone.hook_block]
+    batch = torch.stack([pixels[image] for image in images["image"]])
+    with torch.inference_mode():
+        # As they are cached.
+        x = backbone.head(batch).half().float()
+        x_hat = sae.encode(x.flatten(0, 1)) @ sae.W_dec + sae.b_dec
+    ways = {
+        "original": x,
+        "reconstruction": x_hat.view_as(x),
+        "mean": x.mean(dim=(0, 1)).expand_as(x),
+        "zero": torch.zeros_like(x),
+    }
+    table = tables.of(measured, "reconstruction").collect()
+    assert table["replaced"].to_list() == list(ways)
+    labels = torch.tensor(images["label"].to_list())
+    for way, replaced in ways.items():
+        handle = block.register_forward_hook(lambda *_, replaced=replaced: replaced)
+        with torch.inference_mode():
+            features = normalize(backbone.model.encode_image(batch), dim=-1)
+        handle.remove()
+        logits = (scale * features @ classes.T).double()
+        row = table.row(by_predicate=pl.col("replaced") == way, named=True)
+        assert row["n_correct"] == int((logits.argmax(1) == labels).sum()), way
+        expected = -logits.log_softmax(1)[range(48), labels].mean().item()
+        assert row["cross_entropy"] == pytest.approx(expected, rel=1e-3), way
+
+    summary = measured.manifest.summary
+    X, X_hat = x.flatten(0, 1).double(), x_hat.double()
+    error = (X - X_hat).square().sum(1)
+    assert summary["fvu"] == pytest.approx((error.sum() / (X - X.mean(0)).square().sum()).item(), rel=1e-4)
+    assert summary["mse"] == pytest.approx(error.mean().item() / x.shape[2], rel=1e-4)
+    assert summary["mse_per_norm"] == pytest.approx(
+        (error / X.norm(dim=1)).mean().item() / x.shape[2], rel=1e-4
+    )
+    assert summary["cosine"] == pytest.approx(torch.cosine_similarity(X, X_hat).mean().item(), rel=1e-4)
+    fired = sae.encode(x.flatten(0, 1)) > 0
+    assert summary["l0"] == pytest.approx(fired.sum(1).double().mean().item(), rel=1e-3)
+    assert summary["dead_fraction"] == pytest.approx((~fired.any(0)).double().mean().item(), abs=0.01)
+    accuracy, entropy = (
+        dict(table.select("replaced", column).iter_rows()) for column in ("accuracy", "cross_entropy")
+    )
+    for way in ("mean", "zero"):
+        kept = (accuracy["reconstruction"] - accuracy[way]) / (accuracy["original"] - accuracy[way])
+        assert summary[f"zero_shot_kept_{way}"] == pytest.approx(kept)
+        damage = (entropy["reconstruction"] - entropy["original"]) / (entropy[way] - entropy["original"])
+        assert summary[f"contrastive_score_{way}"] == pytest.approx(damage)
+        assert 0 < damage < 0.5
+    histogram = tables.of(measured, "firing_histogram").collect()
+    assert histogram["n_latents"].sum() == 256
 
 
 def test_class_latents_carry_their_class(store: Store) -> None:

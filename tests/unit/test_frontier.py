@@ -1,0 +1,67 @@
+"""The frontier's arithmetic and what its names mean."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.ablation import kept
+from pipeline.dag import build
+from pipeline.evaluations.frontier import pareto
+from pipeline.evaluations.reconstruction import firing_histogram
+from pipeline.experiment import parse
+from storage.errors import UserError
+
+EXPERIMENT = """
+name: e
+datasets: {a: {kind: digits}, b: {kind: digits}}
+backbones: {clip: {kind: shapes_clip}}
+saes:
+  wide-1: {kind: topk, dataset: a, backbone: clip}
+  wide-2: {kind: topk, dataset: a, backbone: clip, k: 64}
+  other: {kind: relu_l1, dataset: a, backbone: clip}
+evaluations:
+  frontier: {kind: frontier, SETTINGS}
+"""
+
+
+def addresses(settings: str) -> list[str]:
+    nodes = build(parse(EXPERIMENT.replace("SETTINGS", settings), "e"))
+    return [node.address for node in nodes if node.stage.name in ("reconstruction", "frontier")]
+
+
+def test_names_and_patterns() -> None:
+    every = [f"reconstruction/{name}-test" for name in ("wide-1", "wide-2", "other")]
+    assert addresses("split: test") == [*every, "frontier/frontier"]
+    assert addresses("saes: ['wide-*']") == [*every[:2], "frontier/frontier"]
+    assert addresses("saes: [other], dataset: b, split: train") == [
+        "reconstruction/other-b-train",
+        "frontier/frontier",
+    ]
+    with pytest.raises(UserError, match="names `wyde-1`, which is no SAE; did you mean `wide-1`"):
+        addresses("saes: [wyde-1]")
+
+
+def test_pareto_against_every_pair() -> None:
+    rng = np.random.default_rng(0)
+    l0, fvu = rng.integers(0, 6, 40).astype(float), rng.integers(0, 6, 40) / 10
+    plain = [
+        not any(l0[j] <= l0[i] and fvu[j] <= fvu[i] and (l0[j] < l0[i] or fvu[j] < fvu[i]) for j in range(40))
+        for i in range(40)
+    ]
+    assert pareto(l0, fvu).tolist() == plain
+    assert 0 < sum(plain) < 40
+
+
+def test_kept() -> None:
+    assert kept(0.8, 0.9, 0.1) == pytest.approx(7 / 8)
+    assert kept(0.9, 0.5, 0.5) is None
+
+
+def test_firing_histogram_counts_every_latent_once() -> None:
+    n_fired = np.array([0, 0, 1, 10, 100, 10**6, 999_999, 31_623])
+    columns = firing_histogram(n_fired, 10**6)
+    rows = {low: n for low, n in zip(columns["log10_low"], columns["n_latents"], strict=True) if n}
+    assert rows == {None: 2, -6: 1, -5: 1, -4: 1, -1.5: 1, -0.25: 2}
+    # Rarer than the first bin begins: counted in it.
+    assert firing_histogram(np.array([1]), 10**8)["n_latents"][1] == 1
