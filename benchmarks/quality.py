@@ -3,7 +3,7 @@
 On ShapesCLIP's activations of the shapes world, and of crops of the photographs that come with scikit-image and
 scikit-learn. SAELens comes with `uv run --with-requirements benchmarks/peers.txt python -m benchmarks.quality`.
 
-Objectives with a coefficient are trained at several; their FVU at an L0 is interpolated, log FVU over log L0.
+FVU at an L0 is interpolated between SAEs of several k, or coefficients: log FVU over log L0.
 """
 
 from __future__ import annotations
@@ -202,13 +202,15 @@ class Bench:
 
 
 def at_l0(points: Points, l0: float) -> tuple[float, float]:
-    """FVU and dead fraction at an L0, from SAEs around it; NaN if it is outside of what they have."""
+    """FVU and dead fraction at an L0, from the two SAEs nearest to it; NaN if it is far from what they have."""
     points = sorted(points)
     l0s, fvus, dead = (np.array(values) for values in zip(*points, strict=True))
-    if not l0s[0] <= l0 <= l0s[-1]:
+    if not 0.8 * l0s[0] <= l0 <= 1.25 * l0s[-1]:
         return math.nan, math.nan
-    at = np.log(l0)
-    return float(np.exp(np.interp(at, np.log(l0s), np.log(fvus)))), float(np.interp(at, np.log(l0s), dead))
+    i = int(np.clip(np.searchsorted(l0s, l0), 1, len(l0s) - 1))
+    share = math.log(l0 / l0s[i - 1]) / math.log(l0s[i] / l0s[i - 1])
+    log_fvu = (1 - share) * math.log(fvus[i - 1]) + share * math.log(fvus[i])
+    return math.exp(log_fvu), float(np.clip((1 - share) * dead[i - 1] + share * dead[i], 0, 1))
 
 
 _SELECTED = {
@@ -259,19 +261,20 @@ def measure(where: str, bench: Bench, kinds: list[str]) -> Measurements:
             flush=True,
         )
 
-    nothing = (math.nan, math.nan)
-    for kind, (config, peer, settings) in _SELECTED.items():
-        for k in L0S if kind in kinds else ():
-            theirs = bench.sae_lens(peer, k=k, **settings)[1:] if with_peer else nothing
-            add(kind, k, bench.ours(config, k=k)[1:], theirs)
-    for kind, (config, ours, values, peer, their_values) in _PENALISED.items():
-        if kind not in kinds:
-            continue
-        points = [bench.ours(config, **{ours: value}) for value in values]
-        their_points = [bench.sae_lens(peer, **{ours: v}) for v in their_values] if with_peer else []
+    for kind in kinds:
+        if kind in _SELECTED:
+            config, peer, settings = _SELECTED[kind]
+            points = [bench.ours(config, k=k) for k in L0S]
+            their_points = [bench.sae_lens(peer, k=k, **settings) for k in L0S] if with_peer else []
+        else:
+            penalised, coefficient, values, peer, their_values = _PENALISED[kind]
+            points = [bench.ours(penalised, **{coefficient: value}) for value in values]
+            their_points = (
+                [bench.sae_lens(peer, **{coefficient: v}) for v in their_values] if with_peer else []
+            )
         print(kind, points, their_points, flush=True)
         for l0 in L0S:
-            add(kind, l0, at_l0(points, l0), at_l0(their_points, l0) if with_peer else nothing)
+            add(kind, l0, at_l0(points, l0), at_l0(their_points, l0) if with_peer else (math.nan, math.nan))
     return found
 
 

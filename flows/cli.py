@@ -220,6 +220,41 @@ def tables(store: StoreOption = "./store", as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def pick(
+    saes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SAE]...", help="Names; `*` stands for anything.  [default: all]"),
+    ] = None,
+    store: StoreOption = "./store",
+    by: Annotated[
+        Literal["fvu", "zero_shot_kept"], typer.Option("--by", help="What the best one is best at.")
+    ] = "fvu",
+    max_l0: Annotated[
+        float | None, typer.Option(metavar="N", help="At most so many latents per token.")
+    ] = None,
+    max_dead: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="At most this share of dead latents, from 0 to 1.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show which SAEs no other beats in both L0 and FVU, and pick the best of all under a bound.
+
+    Reads the newest table `frontier` of the store, which an evaluation of kind `frontier` makes.
+
+    Examples:
+
+    - `patchsae pick --max-l0 32`
+
+    - `patchsae pick 'sweep-topk*' --by zero_shot_kept --max-dead 0.05`
+    """
+    from flows import pick as picking
+
+    rows = picking.candidates(_open(store), saes or [])
+    chosen = picking.best(rows, by, max_l0, max_dead)
+    typer.echo(picking.as_json(rows, chosen) if as_json else picking.report(rows, chosen, by))
+
+
+@app.command()
 def verify(
     store: StoreOption = "./store",
     discard: Annotated[

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
+import json
 
+import numpy as np
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import app
+from flows.pick import best
 from pipeline.ablation import kept
 from pipeline.dag import build
 from pipeline.evaluations.frontier import pareto
 from pipeline.evaluations.reconstruction import firing_histogram
 from pipeline.experiment import parse
+from storage.artifacts import Store
 from storage.errors import UserError
 
 EXPERIMENT = """
@@ -65,3 +72,41 @@ def test_firing_histogram_counts_every_latent_once() -> None:
     assert rows == {None: 2, -6: 1, -5: 1, -4: 1, -1.5: 1, -0.25: 2}
     # Rarer than the first bin begins: counted in it.
     assert firing_histogram(np.array([1]), 10**8)["n_latents"][1] == 1
+
+
+ROWS = pl.DataFrame(
+    {
+        "sae": ["a", "b", "c"],
+        "l0": [8.0, 16.0, 32.0],
+        "fvu": [0.3, 0.1, 0.05],
+        "dead_fraction": [0.0, 0.2, 0.0],
+        "zero_shot_kept_mean": [0.9, None, 0.9],
+    }
+)
+
+
+def test_the_best_under_bounds() -> None:
+    assert best(ROWS, "fvu", None, None)["sae"][0] == "c"
+    assert best(ROWS, "fvu", 16, None)["sae"][0] == "b"
+    assert best(ROWS, "fvu", 16, 0.1)["sae"][0] == "a"
+    # Equal: the one with fewer latents per token.
+    assert best(ROWS, "zero_shot_kept", None, None)["sae"][0] == "a"
+    with pytest.raises(UserError, match="the lowest L0 there is is 8"):
+        best(ROWS, "fvu", 4, None)
+
+
+def test_pick_reads_the_store(small_store: Store) -> None:
+    def pick(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, ["pick", "--store", str(small_store.root), *arguments])
+        return result.exit_code, result.output
+
+    [sae] = small_store.committed("train")
+    code, shown = pick()
+    assert code == 0 and "1 of 1 SAEs are on the frontier" in shown
+    assert f"Best by fvu: train/relu, {sae.path}" in shown
+    [row] = json.loads(pick("--json", "re*")[1])
+    assert row["picked"] and row["key"] == sae.key and row["on_frontier"] and row["path"] == str(sae.path)
+    code, shown = pick("topk")
+    assert code == 2 and "has no SAE named topk (it has relu)" in shown
+    code, shown = pick("--store", str(small_store.root / "nothing"))
+    assert code == 2 and "no frontier in this store" in shown
