@@ -70,6 +70,8 @@ class Encoder:
         """
         x = self._x[rows]
         n_rows = max(_LEAST_ROWS, _CACHED_ELEMENTS // self.n_latents)
+        if x.device.type != "cpu":
+            n_rows = tokens_per_block(self.n_latents)
         buffer = x.new_empty(min(n_rows, len(x)), self.n_latents)
         places, values = [], []
         for start in range(0, len(x), n_rows):
