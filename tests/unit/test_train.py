@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from sae_inputs import activations, index, run
+from sae_inputs import activations, run
 from safetensors.torch import load_file
+from training_inputs import (
+    KINDS,
+    N_TEST,
+    N_TRAIN,
+    TOKENS,
+    WIDTH,
+    Killed,
+    KillingReporter,
+    bytes_of,
+    config_of,
+    inputs_in,
+    values,
+)
 
 from pipeline import train
-from pipeline.adam import Adam
-from pipeline.progress import Bar, Reporter
+from pipeline.adam import Adam, clip_
+from pipeline.ranks import ALONE
 from pipeline.saes.base import load_sae
-from pipeline.saes.relu_l1 import ReluL1Config
+from pipeline.saes.objective import TrainedSaeConfig
 from pipeline.stage import Runtime
-from pipeline.trainee import learning_rate
+from pipeline.stream import Stream
+from pipeline.trainee import Trainee, learning_rate
 from pipeline.training_metrics import Reconstruction
 from storage import tables
-from storage.artifacts import Artifact, Store
+from storage.activations import Activations
+from storage.artifacts import Artifact, Builder, Store
 from storage.checkpoints import Checkpoints
 from storage.errors import UserError
-
-N_TRAIN, N_TEST, TOKENS, WIDTH = 50, 14, 6, 8
-OUTPUTS = ("sae.safetensors", "config.json", "tables/training.parquet")
 
 
 @pytest.fixture(autouse=True)
@@ -42,78 +52,24 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(n_threads)
 
 
-class Killed(Exception):
-    """Stands for the end of the process."""
-
-
-class KillingReporter(Reporter):
-    """Ends training once it has come to a step."""
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-
-    @contextlib.contextmanager
-    def bar(self, label: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
-        reporter = self
-
-        class Killing(Bar):
-            def _show(self) -> None:
-                if self.done == reporter.at:
-                    raise Killed
-
-        yield Killing(label, total, unit, done)
-
-
-def _values() -> np.ndarray:
-    """Sparse combinations of a few directions, so that there is something to learn."""
-    generator = np.random.default_rng(0)
-    directions = generator.standard_normal((12, WIDTH))
-    codes = generator.exponential(1, (N_TRAIN + N_TEST, TOKENS, 12)) * (
-        generator.random((N_TRAIN + N_TEST, TOKENS, 12)) < 0.2
-    )
-    return (codes @ directions + 1).astype(np.float16)
-
-
 @pytest.fixture
 def inputs(store: Store) -> dict[str, Artifact]:
-    splits = ["train"] * N_TRAIN + ["test"] * N_TEST
-    return {
-        "activations": activations(store, _values(), chunk_images=4, chunks_per_shard=2),
-        "images": index(store, [i % 2 for i in range(N_TRAIN + N_TEST)], splits, ["a", "b"]),
-    }
+    return inputs_in(store)
 
 
-def _config(**settings: Any) -> ReluL1Config:
-    defaults: dict[str, Any] = {
-        "dataset": "d",
-        "backbone": "b",
-        "n_latents": 32,
-        "batch_size": 40,
-        "n_steps": 60,
-        "lr": 3e-3,
-        "lr_warmup_steps": 10,
-        "dead_feature_window": 3,
-        "log_every": 7,
-        "eval_split": "test",
-    }
-    return ReluL1Config(**{**defaults, **settings})
-
-
-def _attempt(store: Store, config: ReluL1Config, inputs: dict[str, Artifact], runtime: Runtime) -> Artifact:
+def _attempt(
+    store: Store, config: TrainedSaeConfig, inputs: dict[str, Artifact], runtime: Runtime
+) -> Artifact:
     return run(store, train.STAGE, config, inputs, runtime)
-
-
-def _bytes(artifact: Artifact) -> dict[str, bytes]:
-    return {name: (artifact.path / name).read_bytes() for name in OUTPUTS}
 
 
 @pytest.mark.parametrize("mix", ["tokens", "images"])
 def test_killed_anywhere_it_ends_in_the_same_bytes(
     store: Store, inputs: dict[str, Artifact], mix: str
 ) -> None:
-    config = _config(mix=mix, batch_size=40 if mix == "tokens" else 7)
+    config = config_of(mix=mix, batch_size=40 if mix == "tokens" else 7)
     whole = _attempt(store, config, inputs, Runtime(checkpoint_seconds=1e9))
-    expected, summary = _bytes(whole), whole.manifest.summary
+    expected, summary = bytes_of(whole), whole.manifest.summary
     store.discard(whole)
     every_step = Runtime(checkpoint_seconds=0)
     for at in (1, 2, 13, 31, 59, 60):
@@ -126,7 +82,7 @@ def test_killed_anywhere_it_ends_in_the_same_bytes(
         if at == 59:
             newest[-1].write_bytes(newest[-1].read_bytes()[:-100])
     resumed = _attempt(store, config, inputs, every_step)
-    assert _bytes(resumed) == expected
+    assert bytes_of(resumed) == expected
     assert resumed.manifest.summary == summary
     assert not (resumed.path / "checkpoints").exists()
 
@@ -134,7 +90,7 @@ def test_killed_anywhere_it_ends_in_the_same_bytes(
 def test_a_checkpoint_holds_the_whole_state(store: Store, inputs: dict[str, Artifact]) -> None:
     def state_after(kill_at: int, runtime: Runtime) -> dict[str, np.ndarray]:
         with pytest.raises(Killed):
-            _attempt(store, _config(), inputs, replace(runtime, reporter=KillingReporter(kill_at)))
+            _attempt(store, config_of(), inputs, replace(runtime, reporter=KillingReporter(kill_at)))
         folder = next((store.root / "train").iterdir())
         checkpoint = Checkpoints(folder).latest()
         assert checkpoint is not None and checkpoint.step == kill_at
@@ -156,19 +112,19 @@ def test_a_checkpoint_holds_the_whole_state(store: Store, inputs: dict[str, Arti
 def test_metrics_can_be_read_while_it_runs(store: Store, inputs: dict[str, Artifact]) -> None:
     runtime = Runtime(checkpoint_seconds=0)
     with pytest.raises(Killed):
-        _attempt(store, _config(), inputs, replace(runtime, reporter=KillingReporter(30)))
+        _attempt(store, config_of(), inputs, replace(runtime, reporter=KillingReporter(30)))
     folder = next((store.root / "train").iterdir())
     shown = pl.scan_parquet(folder / "tables" / "training.parquet").collect()
     assert shown["step"].to_list() == [1, 7, 14, 21, 28]
     # Killed before the next checkpoint, the rows after the last one come again.
-    done = _attempt(store, _config(), inputs, runtime)
+    done = _attempt(store, config_of(), inputs, runtime)
     table = tables.of(done, "training").collect()
     assert table["step"].to_list() == [1, 7, 14, 21, 28, 35, 42, 49, 56, 60]
     assert table.head(5).equals(shown)
 
 
 def test_what_it_learns_and_reports(store: Store, inputs: dict[str, Artifact]) -> None:
-    config = _config(n_steps=300)
+    config = config_of(n_steps=300)
     done = _attempt(store, config, inputs, Runtime())
     table = tables.of(done, "training").collect()
     summary = done.manifest.summary
@@ -184,7 +140,7 @@ def test_what_it_learns_and_reports(store: Store, inputs: dict[str, Artifact]) -
     assert summary["n_steps"] == 300
 
     sae = load_sae(done)
-    x = torch.from_numpy(_values()[N_TRAIN:]).float().flatten(0, 1)
+    x = torch.from_numpy(values()[N_TRAIN:]).float().flatten(0, 1)
     f = sae.encode(x)
     residual = (f @ sae.W_dec + sae.b_dec - x).double()
     variance = (x.double() - x.double().mean(0)).square().sum()
@@ -199,19 +155,19 @@ def test_what_it_learns_and_reports(store: Store, inputs: dict[str, Artifact]) -
 
 
 def test_it_trains_on_its_split_and_tokens_alone(store: Store, inputs: dict[str, Artifact]) -> None:
-    values = _values()
-    values[N_TRAIN:] = np.nan
-    values[:, 0] = np.nan
-    broken = {**inputs, "activations": activations(store, values, 5, 1)}
-    config = _config(n_steps=5, tokens="patches", eval_split=None)
+    broken_values = values()
+    broken_values[N_TRAIN:] = np.nan
+    broken_values[:, 0] = np.nan
+    broken = {**inputs, "activations": activations(store, broken_values, 5, 1)}
+    config = config_of(n_steps=5, tokens="patches", eval_split=None)
     summary = _attempt(store, config, broken, Runtime()).manifest.summary
     assert summary["n_eval_tokens"] == N_TRAIN * (TOKENS - 1)
     with pytest.raises(UserError, match="not finite"):
-        _attempt(store, _config(n_steps=5), broken, Runtime())
+        _attempt(store, config_of(n_steps=5), broken, Runtime())
 
 
 def test_a_diverging_loss_keeps_the_last_checkpoint(store: Store, inputs: dict[str, Artifact]) -> None:
-    config = _config(lr=1e30, lr_warmup_steps=0)
+    config = config_of(lr=1e30, lr_warmup_steps=0)
     with pytest.raises(UserError, match=r"no longer a number after step \d+; set a lower lr \(now 1e\+30\)"):
         _attempt(store, config, inputs, Runtime(checkpoint_seconds=0))
     for folder in (store.root / "train").iterdir():
@@ -223,21 +179,68 @@ def test_a_diverging_loss_keeps_the_last_checkpoint(store: Store, inputs: dict[s
 def test_an_unknown_split_is_named(store: Store, inputs: dict[str, Artifact]) -> None:
     for settings in ({"split": "trian"}, {"eval_split": "trian"}):
         with pytest.raises(UserError, match=r"split `trian`.*`train`, `test`"):
-            _attempt(store, _config(**settings), inputs, Runtime())
+            _attempt(store, config_of(**settings), inputs, Runtime())
 
 
 def test_a_backbone_without_prefix_tokens_has_none_to_train_on(
     store: Store, inputs: dict[str, Artifact]
 ) -> None:
-    bare = activations(store, _values(), 5, 2, n_prefix_tokens=0)
+    bare = activations(store, values(), 5, 2, n_prefix_tokens=0)
     with pytest.raises(UserError, match="has no prefix tokens"):
-        _attempt(store, _config(tokens="prefix"), {**inputs, "activations": bare}, Runtime())
+        _attempt(store, config_of(tokens="prefix"), {**inputs, "activations": bare}, Runtime())
 
 
 def test_learning_rate_warms_up_and_stays() -> None:
-    config = _config(lr=1.0, lr_warmup_steps=4)
+    config = config_of(lr=1.0, lr_warmup_steps=4)
     assert [learning_rate(config, step) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
-    assert learning_rate(_config(lr=1.0, lr_warmup_steps=0), 0) == 1
+    assert learning_rate(config_of(lr=1.0, lr_warmup_steps=0), 0) == 1
+
+
+def test_schedules_in_closed_form() -> None:
+    steps = range(20)
+    common = {"lr": 1.0, "lr_warmup_steps": 4, "n_steps": 20}
+    warm = [min(1, (step + 1) / 4) for step in steps]
+    cosine = [learning_rate(config_of(lr_schedule="cosine", **common), step) for step in steps]
+    expected = [
+        w * (1 + math.cos(math.pi * max(0, step - 4) / 16)) / 2 for w, step in zip(warm, steps, strict=True)
+    ]
+    assert cosine == pytest.approx(expected)
+    assert cosine[3] == 1 and cosine[12] == pytest.approx(0.5) and 0 < cosine[19] < 0.01
+    trapezoid = config_of(lr_schedule="trapezoid", **common)
+    assert [learning_rate(trapezoid, step) for step in steps] == pytest.approx(
+        [*warm[:16], 1, 3 / 4, 2 / 4, 1 / 4]
+    )
+    longer = config_of(lr_schedule="trapezoid", lr_decay_steps=10, **common)
+    assert [learning_rate(longer, step) for step in (9, 10, 11, 19)] == pytest.approx([1, 1, 0.9, 0.1])
+
+
+def test_clipping_is_torch_s() -> None:
+    for length in (0.5, 100.0):
+        generator = torch.Generator().manual_seed(0)
+        mine = {name: torch.zeros(n, 3) for name, n in (("a", 5), ("b", 2))}
+        theirs = [torch.zeros_like(tensor).requires_grad_() for tensor in mine.values()]
+        for tensor, other in zip(mine.values(), theirs, strict=True):
+            tensor.grad = torch.randn(tensor.shape, generator=generator)
+            other.grad = tensor.grad.clone()
+        norm = torch.nn.utils.clip_grad_norm_(theirs, length)
+        assert clip_(mine, length) == pytest.approx(norm.item())
+        for tensor, other in zip(mine.values(), theirs, strict=True):
+            torch.testing.assert_close(tensor.grad, other.grad, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_scaled_input_is_folded_back(store: Store, inputs: dict[str, Artifact], kind: str) -> None:
+    stream = Stream(Activations(inputs["activations"]), range(50), 40, 0)
+    x = stream.batch(0).to_float32()
+    out = Builder(Artifact("train", "0" * 64, store.root / kind))
+    trainee = Trainee.begin(config_of(kind, input_norm="expected_norm"), out, x, 6, ALONE)
+    assert (x * trainee.scale).norm(dim=1).mean().item() == pytest.approx(math.sqrt(WIDTH))
+    for _ in range(3):
+        trainee.take_step(x, torch.zeros(len(x), dtype=torch.int64))
+    # Before the last update is normalised away: rows of length 1 for both.
+    inner, outer = trainee.objective.sae().with_unit_decoder(), trainee.sae()
+    expected = (inner.encode(x * trainee.scale) @ inner.W_dec + inner.b_dec) / trainee.scale
+    torch.testing.assert_close(outer.encode(x) @ outer.W_dec + outer.b_dec, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_adam_is_torch_s() -> None:
@@ -275,8 +278,8 @@ def test_reconstruction_in_closed_form() -> None:
 def test_bytes_are_predicted_from_the_width(store: Store, inputs: dict[str, Artifact]) -> None:
     predict = train.STAGE.predict_bytes
     assert predict is not None
-    assert predict(_config(), {"activations": None, "images": None}) is None
-    done = _attempt(store, _config(n_steps=2), inputs, Runtime())
-    predicted = predict(_config(), inputs)
+    assert predict(config_of(), {"activations": None, "images": None}) is None
+    done = _attempt(store, config_of(n_steps=2), inputs, Runtime())
+    predicted = predict(config_of(), inputs)
     assert predicted is not None
     assert predicted > (done.path / "sae.safetensors").stat().st_size - 1000
