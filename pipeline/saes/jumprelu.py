@@ -36,7 +36,7 @@ class JumpReluConfig(TrainedSaeConfig):
     """The coefficient rises linearly over so many steps."""
     threshold_init: float = Field(2.0, gt=0)
     """theta at the start, in units of the mean length of a centred token divided by sqrt(d)."""
-    bandwidth: float = Field(1.0, gt=0)
+    bandwidth: float = Field(2.0, gt=0)
     """w, in the same units."""
     auxk_coefficient: float = Field(1 / 32, ge=0)
     """Weight of the loss in which dead latents explain what is left; 0 leaves them dead."""
