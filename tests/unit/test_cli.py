@@ -22,6 +22,8 @@ ADDRESSES = [
     "train/relu",
     "statistics/statistics",
     "classifier/digits-tiny-dataset",
+    "reconstruction/relu-test",
+    "frontier/frontier",
     "masking/masking",
 ]
 
@@ -79,7 +81,7 @@ def test_plan_runs_nothing(small: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0
     rows = json.loads(result.stdout)
     assert [row["address"] for row in rows] == ADDRESSES
-    assert [row["state"] for row in rows] == ["to run"] * 7
+    assert [row["state"] for row in rows] == ["to run"] * len(ADDRESSES)
     assert [row["why"] for row in rows[:3]] == ["never run", "never run", "waits for index/digits"]
     assert rows[2]["bytes"] == 1797 * 17 * 32 * 2
     assert not (tmp_path / "nowhere").exists()
@@ -92,7 +94,7 @@ def test_plan_says_what_changed(small: Path, full_store: Store) -> None:
     assert "cached" in lines["extract/digits-tiny"]
     assert "to run" in lines["train/relu"] and "lr: 0.0004 -> 0.001" in lines["train/relu"]
     assert "input sae changed" in lines["statistics/statistics"]
-    assert "7 stages: 4 cached, 3 to run" in result.stdout
+    assert "9 stages: 4 cached, 5 to run" in result.stdout
 
 
 def test_plan_of_a_damaged_artifact_names_the_file(small: Path, full_store: Store) -> None:
@@ -141,7 +143,7 @@ def test_run_with_nothing_to_do_starts_nothing(small: Path, full_store: Store) -
         cwd=Path(__file__).parents[2],
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"Nothing to do: all 7 stages of small are in {full_store.root}.\n"
+    assert done.stdout == f"Nothing to do: all 9 stages of small are in {full_store.root}.\n"
 
 
 def test_nothing_is_started_for_bad_input(small: Path, tmp_path: Path, full_store: Store) -> None:
@@ -213,7 +215,7 @@ def test_status_lists_artifacts(full_store: Store) -> None:
     assert done["names"] == ["small: train/relu"] and begun["names"] == []
     assert done["summary"]["n_latents"] == 512 and done["bytes"] > 512 * 64 * 4 and len(done["key"]) == 64
     text = patchsae("status", "--store", full_store.root).stdout
-    assert done["key"][:16] in text and "8 artifacts" in text
+    assert done["key"][:16] in text and "10 artifacts" in text
 
 
 def test_status_of_an_empty_store_makes_no_folder(tmp_path: Path) -> None:
@@ -224,7 +226,7 @@ def test_status_of_an_empty_store_makes_no_folder(tmp_path: Path) -> None:
 
 def test_store_comes_from_the_environment(full_store: Store) -> None:
     result = CliRunner().invoke(app, ["status", "--json"], env={"PATCHSAE_STORE": str(full_store.root)})
-    assert len(json.loads(result.stdout)) == 7
+    assert len(json.loads(result.stdout)) == len(ADDRESSES)
 
 
 QUERY = "SELECT split, COUNT(*) AS n FROM images GROUP BY split ORDER BY split"
@@ -296,7 +298,8 @@ def test_verify_names_a_flipped_byte_and_discards_it(full_store: Store, small: P
     assert not artifact.is_committed
     assert artifact.ledger.n_done() == n_parts - 1
     rows = json.loads(patchsae("plan", small, "--store", full_store.root, "--json").stdout)
-    assert [row["state"] for row in rows] == ["cached"] * 2 + ["resumes"] + ["cached"] * 4
+    assert [row["address"] for row in rows if row["state"] != "cached"] == ["extract/digits-tiny"]
+    assert rows[2]["state"] == "resumes"
 
 
 def test_verify_names_an_edited_manifest(full_store: Store) -> None:
@@ -312,7 +315,7 @@ def test_gc_takes_what_nothing_reaches(full_store: Store, small: Path) -> None:
     full_store.record_experiment("small", {f"{s}/x": (s, k) for s, k in keys.items() if s != "masking"})
     dry = patchsae("gc", "--store", full_store.root)
     assert keys["masking"][:16] in dry.stdout and "gc --delete" in dry.stdout
-    assert len(full_store.committed()) == 7
+    assert len(full_store.committed()) == len(ADDRESSES)
     assert patchsae("gc", "--store", full_store.root, "--delete").exit_code == 0
     assert {artifact.stage for artifact in full_store.committed()} == keys.keys() - {"masking"}
     assert "nothing to delete" in patchsae("gc", "--store", full_store.root).stdout
