@@ -112,6 +112,13 @@ def run(
     members: Annotated[
         int, typer.Option(min=1, help="SAEs trained in one pass over the activations, at most.")
     ] = 8,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="tensorboard|wandb",
+            help="Write training metrics there too, beside the table `training`. May be repeated.",
+        ),
+    ] = None,
     dask: Annotated[
         str,
         typer.Option(
@@ -142,6 +149,7 @@ def run(
         processes=processes,
         torchrun=torchrun,
         members=members,
+        log=tuple(log or ()),
         dask=dask,
     )
     launch(experiment, set_ or [], store, only or [], rerun or [], resources)

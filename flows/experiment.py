@@ -86,7 +86,7 @@ def _ready(
 def _runtime(resources: Resources, map_parts: DaskParts) -> Runtime:
     given = {
         name: value
-        for name in ("device", "workers", "checkpoint_seconds", "processes", "torchrun", "members")
+        for name in ("device", "workers", "checkpoint_seconds", "processes", "torchrun", "members", "log")
         if (value := getattr(resources, name)) is not None
     }
     return Runtime.here(**given, reporter=ConsoleReporter(), map_parts=map_parts)

@@ -8,6 +8,7 @@ import urllib.parse
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.metric_writers import check_logs
 from storage.errors import UserError
 
 
@@ -26,6 +27,7 @@ class Resources(BaseModel):
     )
     torchrun: str = Field("--standalone", description="torchrun's arguments where machines train together.")
     members: int = Field(8, ge=1, description="SAEs trained in one pass over the activations, at most.")
+    log: tuple[str, ...] = Field((), description="Where training metrics go too: tensorboard, wandb.")
     dask: str = Field(
         "local",
         description="Where parts of statistics and masking run: `local` (one process per core), "
@@ -36,6 +38,7 @@ class Resources(BaseModel):
 def check_resources(resources: Resources) -> None:
     """Raises UserError, before anything is started, if the device or the scheduler is not there."""
     _check_device(resources.device)
+    check_logs(resources.log)
     _check_dask(resources.dask)
 
 

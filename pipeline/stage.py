@@ -77,6 +77,8 @@ class Runtime:
     """Arguments of `torchrun` where `processes` is more than 1, such as the address at which machines meet."""
     members: int = 8
     """SAEs that are trained in one pass, at most: all of their weights and moments are in memory."""
+    log: tuple[str, ...] = ()
+    """Where training metrics go beside the table `training`."""
     reporter: Reporter = field(default_factory=Reporter)
     map_parts: MapParts = map_parts_here
 

@@ -10,6 +10,7 @@ know nothing of each other, so each becomes what it would have become alone.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from pipeline import distributed
 from pipeline.index import split_range
+from pipeline.metric_writers import open_writers
 from pipeline.prefetch import prefetch
 from pipeline.ranks import ALONE, Ranks
 from pipeline.saes.base import save_sae
@@ -108,7 +110,11 @@ def train(trainees: Sequence[Trainee], stream: Stream, runtime: Runtime, ranks: 
     first = min(trainee.step for trainee in left)
     last = max(trainee.config.n_steps for trainee in left)
     batches = prefetch(_on_device(stream, first + 1, last + 1, runtime.device, ranks))
-    with runtime.reporter.bar("train", last, "steps", first) as bar:
+    with contextlib.ExitStack() as opened:
+        for trainee in left if ranks.rank == 0 else ():
+            writers = open_writers(runtime.log, trainee.out, trainee.config, trainee.step)
+            trainee.writers = opened.enter_context(writers)
+        bar = opened.enter_context(runtime.reporter.bar("train", last, "steps", first))
         for step, (x, token) in enumerate(batches, first + 1):
             at_work = [t for t in left if t.step == step - 1 and t.wants_steps()]
             for trainee in at_work:

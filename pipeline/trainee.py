@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.adam import Adam, clip_
+from pipeline.metric_writers import MetricWriter
 from pipeline.ranks import Ranks
 from pipeline.saes.base import Sae
 from pipeline.saes.objective import Objective, TrainedSaeConfig
@@ -42,6 +44,7 @@ class Trainee:
     """Everything the next step depends on, and the metrics so far.
 
     `scale`: what activations are multiplied by (`input_norm`). `failure`: why training cannot go on.
+    `writers`: who else is told the metrics.
     """
 
     config: TrainedSaeConfig
@@ -55,6 +58,7 @@ class Trainee:
     l0: float = math.nan
     rows: list[dict[str, float]] = field(default_factory=list)
     failure: UserError | None = None
+    writers: Sequence[MetricWriter] = ()
 
     @classmethod
     def begin(
@@ -120,6 +124,8 @@ class Trainee:
                     "lr": lr,
                 }
             )
+            for writer in self.writers:
+                writer.write(self.rows[-1])
 
     def sae(self) -> Sae:
         """The SAE as it is saved, for activations as they are stored."""

@@ -19,7 +19,10 @@ from prefect_server import ADDRESSES, ROOT, Server, task_states
 from flows.stage_task import slug
 from storage.artifacts import Store
 
-STAGES = ["index", "weights", "extract", "classifier", "train", "import", "statistics", "masking"]
+STAGES = [
+    *("index", "weights", "extract", "classifier", "train", "import"),
+    *("statistics", "masking", "reconstruction", "frontier"),
+]
 
 
 @pytest.fixture(scope="module")

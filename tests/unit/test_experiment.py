@@ -25,9 +25,9 @@ def test_every_preset_is_whole(preset: str) -> None:
     for node in nodes:
         assert set(node.inputs.values()) <= seen
         seen.add(node.address)
-    assert {"index", "weights", "extract", "classifier", "train", "statistics", "masking"} == {
-        n.stage.name for n in nodes
-    }
+    stages = {node.stage.name for node in nodes}
+    assert {"index", "weights", "extract", "classifier", "train"} < stages
+    assert stages >= ({"reconstruction", "frontier"} if preset == "demo-sweep" else {"statistics", "masking"})
 
 
 def test_the_paper_is_the_imagenet_preset() -> None:
