@@ -33,7 +33,7 @@ class BatchTopKConfig(SelectedConfig):
     """Of the running mean behind the saved threshold."""
 
     def objective(self, sample: Tensor, tokens_per_image: int, ranks: Ranks = ALONE) -> Selected:
-        sae = self.begin(sample, tokens_per_image)
+        sae = self.start(sample, tokens_per_image)
         selection = PerBatch(self.k, self.threshold_decay, str(sample.device))
         return Selected(self, sae, sample, selection, [sae.n_latents], ranks)
 

@@ -23,7 +23,6 @@ from pipeline.saes.autoencoder import Autoencoder
 from pipeline.saes.auxk import AuxK
 from pipeline.saes.base import Sae
 from pipeline.saes.encoding import MAX_DENSITY, Encoder, positive_codes
-from pipeline.saes.initialisation import WeightInit, start
 from pipeline.saes.objective import Gradients, TrainedSaeConfig
 from pipeline.saes.topk import total_variance
 
@@ -32,17 +31,15 @@ class GatedConfig(TrainedSaeConfig):
     """Gates with an L1 penalty, magnitudes without."""
 
     kind: Literal["gated"] = "gated"
-    init: WeightInit = "reference"
     l1_coefficient: float = Field(0.3, ge=0)
     """c, see the module: free of the activations' scale."""
-    auxk_coefficient: float = Field(1 / 32, ge=0)
+    auxk_coefficient: float = Field(1.0, ge=0)
     """Weight of the loss in which dead latents explain what is left; 0 leaves them dead."""
     auxk: int | None = Field(None, ge=1)
     """How many dead latents of each token take part; half the channels if not given."""
 
     def objective(self, sample: Tensor, tokens_per_image: int, ranks: Ranks = ALONE) -> Gated:
-        n_latents = self.count_latents(sample.shape[1])
-        sae = start(self.init, self.b_dec_init, sample, n_latents, self.seed, tokens_per_image)
+        sae = self.start(sample, tokens_per_image)
         return Gated(self, sae, sample, ranks=ranks)
 
 

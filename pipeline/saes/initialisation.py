@@ -43,9 +43,18 @@ def reference_weights(d: int, n_latents: int, generator: torch.Generator) -> tup
 
 
 def start(
-    kind: WeightInit, bias: DecoderBias, sample: Tensor, n_latents: int, seed: int, tokens_per_image: int
+    kind: WeightInit,
+    bias: DecoderBias,
+    sample: Tensor,
+    n_latents: int,
+    seed: int,
+    tokens_per_image: int,
+    encoder_scale: float,
 ) -> Sae:
-    """The weights at step 0, on the device of `sample` [n, d], a batch of tokens."""
+    """The weights at step 0, on the device of `sample` [n, d], a batch of tokens.
+
+    `encoder_scale` is the length of the encoder's rows where they start as the decoder's.
+    """
     # On the CPU for every device, so that a seed means the same weights everywhere.
     generator = torch.Generator().manual_seed(seed)
     device, sample = str(sample.device), sample.cpu()
@@ -57,7 +66,7 @@ def start(
         points = normalise_rows_(sample[chosen] - b_dec + 1e-12)
         W_dec = normalise_rows_(W_dec.mul_(1 - _DATA_POINT_SHARE).add_(points, alpha=_DATA_POINT_SHARE))
     if kind != "reference":
-        W_enc = W_dec.T.clone()
+        W_enc = W_dec.T * encoder_scale
     return Sae(W_enc, torch.zeros(n_latents), W_dec, b_dec).to(device)
 
 

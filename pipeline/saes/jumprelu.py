@@ -1,9 +1,12 @@
 """JumpReLU (Rajamanoharan et al. 2024, arXiv 2407.14435): a threshold per latent, and a penalty on L0 itself.
 
-`f = h if h > theta else 0`, theta = exp(log_threshold), loss `mean_n |x - x_hat|^2 / V + c * L0 / d` with V the mean
+`f = h if h > theta else 0`, loss `mean_n |x - x_hat|^2 / V + c * L0 / d` with V the mean
 squared distance of the first batch's tokens from their mean. The steps in theta have the straight-through
 derivatives of the paper: with u = (h - theta) / w and K(u) = 1 for |u| < 1/2,
 `d f / d theta = -(theta / w) K(u)` and `d L0 / d theta = -(1 / w) K(u)`; a latent at or below 0 has none.
+
+Not the paper's: the parameter is theta, held at or above 0, where the paper learns log theta. Adam's steps in
+a logarithm hardly move a small threshold, and SAEs that start with many latents on end better (benchmarks/LOG.md).
 
 Shapes: n tokens of this rank, d channels, S latents.
 """
@@ -21,7 +24,6 @@ from pipeline.saes.autoencoder import Autoencoder
 from pipeline.saes.auxk import AuxK
 from pipeline.saes.base import Sae
 from pipeline.saes.encoding import MAX_DENSITY, Encoder, positive_codes
-from pipeline.saes.initialisation import start
 from pipeline.saes.objective import Gradients, TrainedSaeConfig
 from pipeline.saes.topk import total_variance
 
@@ -34,18 +36,17 @@ class JumpReluConfig(TrainedSaeConfig):
     """c: what a token's L0 of d would cost, in shares of the activations' variance."""
     l0_warmup_steps: int = Field(0, ge=0)
     """The coefficient rises linearly over so many steps."""
-    threshold_init: float = Field(2.0, gt=0)
+    threshold_init: float = Field(0.01, gt=0)
     """theta at the start, in units of the mean length of a centred token divided by sqrt(d)."""
-    bandwidth: float = Field(2.0, gt=0)
+    bandwidth: float = Field(0.05, gt=0)
     """w, in the same units."""
-    auxk_coefficient: float = Field(1 / 32, ge=0)
+    auxk_coefficient: float = Field(1.0, ge=0)
     """Weight of the loss in which dead latents explain what is left; 0 leaves them dead."""
     auxk: int | None = Field(None, ge=1)
     """How many dead latents of each token take part; half the channels if not given."""
 
     def objective(self, sample: Tensor, tokens_per_image: int, ranks: Ranks = ALONE) -> JumpRelu:
-        n_latents = self.count_latents(sample.shape[1])
-        sae = start(self.init, self.b_dec_init, sample, n_latents, self.seed, tokens_per_image)
+        sae = self.start(sample, tokens_per_image)
         return JumpRelu(self, sae, sample, ranks=ranks)
 
 
@@ -65,11 +66,12 @@ class JumpRelu:
         self.dtype = getattr(torch, config.precision)
         self.autoencoder = Autoencoder(start, config.dead_feature_window, ranks)
         self.variance = total_variance(sample)
-        unit = (sample - start.b_dec).norm(dim=1).mean().item() / sample.shape[1] ** 0.5
-        self.bandwidth = config.bandwidth * unit
-        self.log_threshold = torch.full_like(start.b_enc, config.threshold_init * unit).log_()
+        self.unit = (sample - start.b_dec).norm(dim=1).mean().item() / sample.shape[1] ** 0.5
+        self.bandwidth = config.bandwidth * self.unit
+        # In units of that length, so that Adam's steps do not depend on the activations' scale.
+        self.threshold = torch.full_like(start.b_enc, config.threshold_init)
         self.auxk = AuxK(config.auxk or max(1, sample.shape[1] // 2), config.auxk_coefficient)
-        self.autoencoder.parameters["log_threshold"] = self.log_threshold
+        self.autoencoder.parameters["threshold"] = self.threshold
         self.parameters = self.autoencoder.parameters
         self.n_steps = torch.zeros(1, dtype=torch.int64)
         self.state = {"steps_since_fired": self.autoencoder.steps_since_fired, "n_steps": self.n_steps}
@@ -89,7 +91,7 @@ class JumpRelu:
         model.begin()
         n, d = len(x) * model.ranks.size, x.shape[1]
         coefficient = self._coefficient(d)
-        theta = self.log_threshold.exp()
+        theta = self.threshold.clamp_(min=0) * self.unit
         # Entries below have neither a value nor a derivative.
         floor = (theta - self.bandwidth / 2).clamp_(min=0)
         centred = x - model.b_dec
@@ -110,7 +112,7 @@ class JumpRelu:
             model.add("b_dec", d_x_hat.sum(dim=0))
             near = ((h - at_theta).abs() < self.bandwidth / 2) & (codes.values > 0)
             d_theta = d_f.mul(at_theta).add_(coefficient / n).mul_(near).mul_(-1 / self.bandwidth)
-            model.add("log_threshold", codes.per_latent(d_theta).mul_(theta))
+            model.add("threshold", codes.per_latent(d_theta).mul_(self.unit))
             model.add_encoding(codes, d_f.mul_(f > 0), centred[rows])
             fired |= codes.per_latent(f) > 0
             n_active += int(torch.count_nonzero(f))
@@ -129,4 +131,4 @@ class JumpRelu:
 
     def sae(self) -> Sae:
         sae = self.autoencoder.sae()
-        return Sae(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, self.log_threshold.exp())
+        return Sae(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, self.threshold.clamp(min=0) * self.unit)

@@ -24,6 +24,8 @@ class MatryoshkaConfig(SelectedConfig):
     """What selects latents; over all of them, as without prefixes."""
     threshold_decay: float = Field(0.99, ge=0, lt=1)
     """Of the running mean behind the saved threshold of `batch_topk`."""
+    auxk_coefficient: float = Field(0.2, ge=0)
+    """As for the others, where the losses of five prefixes are added up: here they are averaged."""
     prefixes: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
     """Shares of the latents, ascending; the last is 1."""
 
@@ -35,7 +37,7 @@ class MatryoshkaConfig(SelectedConfig):
         return prefixes
 
     def objective(self, sample: Tensor, tokens_per_image: int, ranks: Ranks = ALONE) -> Selected:
-        sae = self.begin(sample, tokens_per_image)
+        sae = self.start(sample, tokens_per_image)
         selection: Selection = PerToken(self.k)
         if self.selection == "batch_topk":
             selection = PerBatch(self.k, self.threshold_decay, str(sample.device))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.ranks import ALONE, Ranks
 from pipeline.saes.base import Sae, SaeConfig
-from pipeline.saes.initialisation import DecoderBias, WeightInit
+from pipeline.saes.initialisation import DecoderBias, WeightInit, start
 from pipeline.stage import Stage
 from pipeline.stream import Mix
 
@@ -92,6 +92,9 @@ class TrainedSaeConfig(SaeConfig):
     init: WeightInit = "transpose"
     """`transpose`: encoder = decoder^T, random rows; `data_points`: the same with rows towards tokens of the first
     batch; `reference`: the paper's code, encoder and decoder apart."""
+    encoder_scale: float = Field(0.1, gt=0)
+    """Length of the encoder's rows at the start, `reference` aside. Adam's steps are as long for any weight, so short
+    rows turn sooner."""
     b_dec_init: DecoderBias = "geometric_median"
     """`geometric_median_reference` takes whole images as points, as the reference does."""
     lr: float = Field(4e-4, gt=0)
@@ -131,6 +134,18 @@ class TrainedSaeConfig(SaeConfig):
 
     def count_latents(self, width: int) -> int:
         return self.n_latents or self.expansion * width
+
+    def start(self, sample: Tensor, tokens_per_image: int) -> Sae:
+        """The weights at step 0, see `objective`."""
+        return start(
+            self.init,
+            self.b_dec_init,
+            sample,
+            self.count_latents(sample.shape[1]),
+            self.seed,
+            tokens_per_image,
+            self.encoder_scale,
+        )
 
     def objective(self, sample: Tensor, tokens_per_image: int, ranks: Ranks = ALONE) -> Objective:
         """The objective at step 0.

@@ -20,7 +20,7 @@ from pipeline.ranks import ALONE, Ranks
 from pipeline.saes.autoencoder import Autoencoder
 from pipeline.saes.base import Sae
 from pipeline.saes.encoding import MAX_DENSITY, Encoder, positive_codes
-from pipeline.saes.initialisation import WeightInit, start
+from pipeline.saes.initialisation import WeightInit
 from pipeline.saes.objective import Gradients, TrainedSaeConfig
 
 
@@ -35,8 +35,7 @@ class ReluL1Config(TrainedSaeConfig):
     ghost_gradients: bool = True
 
     def objective(self, sample: Tensor, tokens_per_image: int, ranks: Ranks = ALONE) -> ReluL1:
-        n_latents = self.count_latents(sample.shape[1])
-        sae = start(self.init, self.b_dec_init, sample, n_latents, self.seed, tokens_per_image)
+        sae = self.start(sample, tokens_per_image)
         return ReluL1(self, sae, ranks=ranks)
 
 

@@ -22,7 +22,6 @@ from pipeline.saes.auxk import AuxK
 from pipeline.saes.base import Sae
 from pipeline.saes.codes import SparseCodes
 from pipeline.saes.encoding import Encoder, top_codes
-from pipeline.saes.initialisation import start
 from pipeline.saes.objective import Gradients, TrainedSaeConfig
 from storage.errors import UserError
 
@@ -32,17 +31,17 @@ class SelectedConfig(TrainedSaeConfig):
 
     k: int = Field(32, ge=1)
     """Latents per token."""
-    auxk_coefficient: float = Field(1 / 32, ge=0)
+    auxk_coefficient: float = Field(1.0, ge=0)
     """Weight of the loss in which dead latents explain what is left; 0 leaves them dead."""
     auxk: int | None = Field(None, ge=1)
     """How many dead latents of each token take part; half the channels if not given."""
 
-    def begin(self, sample: Tensor, tokens_per_image: int) -> Sae:
+    def start(self, sample: Tensor, tokens_per_image: int) -> Sae:
         """The weights at step 0. Raises UserError if k does not fit."""
         n_latents = self.count_latents(sample.shape[1])
         if self.k > n_latents:
             raise UserError(f"k is {self.k}, but the SAE has {n_latents} latents; set a smaller k.")
-        return start(self.init, self.b_dec_init, sample, n_latents, self.seed, tokens_per_image)
+        return super().start(sample, tokens_per_image)
 
 
 class TopKConfig(SelectedConfig):
@@ -51,7 +50,7 @@ class TopKConfig(SelectedConfig):
     kind: Literal["topk"] = "topk"
 
     def objective(self, sample: Tensor, tokens_per_image: int, ranks: Ranks = ALONE) -> Selected:
-        sae = self.begin(sample, tokens_per_image)
+        sae = self.start(sample, tokens_per_image)
         return Selected(self, sae, sample, PerToken(self.k), [sae.n_latents], ranks)
 
 
