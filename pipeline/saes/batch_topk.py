@@ -18,7 +18,7 @@ from pipeline.latents import SparseLatents
 from pipeline.ranks import ALONE, Ranks
 from pipeline.saes.base import Sae
 from pipeline.saes.codes import SparseCodes
-from pipeline.saes.encoding import TINY, Encoder, at_least
+from pipeline.saes.encoding import TINY, Encoder
 from pipeline.saes.topk import Selected, SelectedConfig
 
 # A few tokens tell where the cut will be; entries from this many times k per token on are looked at.
@@ -50,12 +50,12 @@ class PerBatch:
     def codes(self, encoder: Encoder, ranks: Ranks) -> SparseCodes:
         wanted = encoder.n_tokens * ranks.size * self.k
         bound = self._guess(encoder)
-        codes = encoder.entries(slice(None), lambda h: at_least(h, bound))
+        codes = encoder.entries(slice(None), lambda h: bound)
         cut = self._cut(codes.values, wanted, ranks)
         # All ranks look again if one of them guessed too high.
         if ranks.any_(cut < bound).item():
             tiny = torch.full_like(bound, TINY)
-            codes = encoder.entries(slice(None), lambda h: at_least(h, tiny))
+            codes = encoder.entries(slice(None), lambda h: tiny)
             cut = self._cut(codes.values, wanted, ranks)
         # Just below: a latent is on above the threshold, and the smallest selected one is on.
         below = torch.nextafter(cut, torch.zeros_like(cut))

@@ -7,8 +7,10 @@ Shapes: n tokens, d channels, S latents, nnz entries.
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
-from functools import cached_property
+from functools import cache, cached_property
+from types import ModuleType
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +20,20 @@ from torch import Tensor
 from pipeline.latents import SparseLatents, weighted_sums
 
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+
+
+def kernels_for(tensor: Tensor) -> ModuleType | None:
+    """`pipeline.saes.kernels` where a tensor is on a card that runs them."""
+    return _kernels_on(str(tensor.device)) if tensor.is_cuda else None
+
+
+@cache
+def _kernels_on(device: str) -> ModuleType | None:
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from pipeline.saes import kernels
+
+    return kernels if kernels.usable(device) else None
 
 
 class Codes(Protocol):
@@ -76,6 +92,14 @@ class DenseCodes:
         return values.sum(dim=0)
 
 
+def _grouped_sums(index: Tensor, values: Tensor, bounds: Tensor, W: Tensor) -> Tensor:
+    """Sum of `values * W[index]` over the entries between two bounds [G + 1]: [G, d] for W [rows, d]."""
+    if kernels := kernels_for(W):
+        found: Tensor = kernels.weighted_sums(index, values, bounds, W)
+        return found
+    return weighted_sums(index, values, bounds[:-1], W)
+
+
 class SparseCodes:
     """The entries alone: `values` is [nnz], token by token."""
 
@@ -87,9 +111,12 @@ class SparseCodes:
         return vector.index_select(0, self.entries.latent)
 
     def decode(self, values: Tensor, W: Tensor) -> Tensor:
-        return weighted_sums(self.entries.latent, values, self.entries.offsets[:-1], W)
+        return _grouped_sums(self.entries.latent, values, self.entries.offsets, W)
 
     def products(self, A: Tensor, W: Tensor) -> Tensor:
+        if kernels := kernels_for(A):
+            found: Tensor = kernels.products(A, W, self.entries.latent, self.entries.offsets)
+            return found
         pattern = torch.sparse_csr_tensor(
             self.entries.offsets.int(),
             self.entries.latent,
@@ -102,7 +129,7 @@ class SparseCodes:
 
     @cached_property
     def _by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The entries latent by latent: their order, their tokens, and where each latent's begin."""
+        """The entries latent by latent: their order, their tokens, and [S + 1] where each latent's begin and end."""
         n_latents, latent = self.entries.n_latents, self.entries.latent
         if latent.device.type == "cpu":
             # NumPy sorts 16-bit integers by radix, ten times faster.
@@ -111,12 +138,12 @@ class SparseCodes:
         else:
             order = latent.argsort(stable=True)
         ends = torch.bincount(latent, minlength=n_latents).cumsum(0)
-        starts = torch.nn.functional.pad(ends[:-1], (1, 0))
-        return order, self.entries.token().index_select(0, order).int(), starts
+        bounds = torch.nn.functional.pad(ends, (1, 0))
+        return order, self.entries.token().index_select(0, order).int(), bounds
 
     def transposed_product(self, values: Tensor, A: Tensor) -> Tensor:
-        order, token, starts = self._by_latent
-        return weighted_sums(token, values.index_select(0, order), starts, A)
+        order, token, bounds = self._by_latent
+        return _grouped_sums(token, values.index_select(0, order), bounds, A)
 
     def per_latent(self, values: Tensor) -> Tensor:
         # Of nothing, `bincount` makes integers.

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pipeline.latents import SparseLatents, tokens_per_block
-from pipeline.saes.codes import Codes, DenseCodes, SparseCodes
+from pipeline.saes.codes import Codes, DenseCodes, SparseCodes, kernels_for
 
 # Above this share of positive entries the dense products are faster; measured at d = 128 and 768.
 MAX_DENSITY = 0.2
@@ -63,10 +63,11 @@ class Encoder:
         """h of a few tokens, spread over the batch."""
         return self.dense(slice(None, None, -(-self.n_tokens // _PROBE_TOKENS)))
 
-    def entries(self, rows: slice, find: Callable[[Tensor], Tensor]) -> SparseCodes:
-        """The entries of some tokens that `find` chooses: h of a part of them [m, S] -> mask [m, S].
+    def entries(self, rows: slice, bound: Callable[[Tensor], Tensor]) -> SparseCodes:
+        """The entries of some tokens that reach a positive bound, see `at_least`: h of a part of them [m, S] -> [] or
+        [m, 1].
 
-        The mask is taken while its part of the product is still in the cache.
+        They are found while their part of the product is still in the cache.
         """
         x = self._x[rows]
         n_rows = max(_LEAST_ROWS, _CACHED_ELEMENTS // self.n_latents)
@@ -77,7 +78,7 @@ class Encoder:
         for start in range(0, len(x), n_rows):
             part = x[start : start + n_rows]
             h = torch.mm(part, self._encoder.T, out=buffer[: len(part)])
-            place = _nonzero(find(h))
+            place = _places(h, bound(h))
             if self.dtype == torch.float32:
                 values.append(h.view(-1).index_select(0, place))
             places.append(place.add_(start * self.n_latents))
@@ -92,33 +93,50 @@ class Encoder:
         return codes.with_values(codes.products(self.x[rows], self.encoder).add_(codes.values))
 
 
-def _nonzero(mask: Tensor) -> Tensor:
-    """Flat places where a mask is set: [nnz] int64."""
+def _places(h: Tensor, bound: Tensor) -> Tensor:
+    """Flat places of the entries that reach their bound: [nnz] int64, ascending."""
+    if kernels := kernels_for(h):
+        low = bound * _MARGIN if h.dtype == torch.bfloat16 else bound
+        found: Tensor = kernels.places(h, low)
+        return found
+    mask = at_least(h, bound)
     if mask.device.type == "cpu":
         # Seven times faster than torch.nonzero.
         return torch.from_numpy(np.flatnonzero(mask.numpy()))
     return mask.view(-1).nonzero().squeeze(1)
 
 
-def _positive(h: Tensor) -> Tensor:
-    # The sign of a bfloat16 is that of its bits as an integer, which compare faster.
-    return (h.view(torch.int16) if h.dtype == torch.bfloat16 else h) > 0
+def _above_zero(h: Tensor) -> Tensor:
+    return h.new_full((), TINY, dtype=torch.float32)
+
+
+def _max_density(encoder: Encoder, on_cpu: float) -> float:
+    """The density above which dense products are faster."""
+    device = encoder.x.device
+    if device.type == "cpu":
+        return on_cpu
+    kernels = kernels_for(encoder.x)
+    if kernels is None:
+        return 0.0
+    measured: float = kernels.sparse_below(str(device), encoder.x.shape[1], encoder.n_latents)
+    return measured
 
 
 def positive_codes(encoder: Encoder, max_density: float = MAX_DENSITY) -> Iterator[tuple[slice, Codes]]:
     """The entries with h above 0, block by block of tokens.
 
-    Dense if more than `max_density` of a few tokens' entries are positive, and always on an accelerator.
+    Dense if more than `max_density` of a few tokens' entries are positive; on a CUDA device, more than was measured
+    there to be worth it, and always where there are no kernels.
     """
     probe = encoder.probe() > 0
     density = torch.count_nonzero(probe).item() / probe.numel()
-    if encoder.x.device.type != "cpu" or density > max_density:
+    if density > _max_density(encoder, max_density):
         for rows in _blocks(encoder.n_tokens, tokens_per_block(encoder.n_latents)):
             yield rows, DenseCodes(encoder.dense(rows).float().relu_(), encoder.dtype)
     else:
         n_rows = int(_MAX_ENTRIES / (max(density, 1e-6) * encoder.n_latents))
         for rows in _blocks(encoder.n_tokens, max(_LEAST_ROWS, n_rows)):
-            yield rows, SparseCodes(encoder.entries(rows, _positive).entries)
+            yield rows, SparseCodes(encoder.entries(rows, _above_zero).entries)
 
 
 def _blocks(n: int, n_rows: int) -> list[slice]:
@@ -134,7 +152,7 @@ def top_codes(encoder: Encoder, k: int) -> SparseCodes:
     No row is sorted: the k-th largest of the maxima of groups of latents is a lower bound of the k-th largest
     entry, and few entries reach it.
     """
-    return _largest(encoder.entries(slice(None), lambda h: _reaches_bound(h, k)), k)
+    return _largest(encoder.entries(slice(None), lambda h: _bound_of_largest(h, k)), k)
 
 
 def at_least(h: Tensor, bound: Tensor) -> Tensor:
@@ -145,13 +163,14 @@ def at_least(h: Tensor, bound: Tensor) -> Tensor:
     return h >= bound
 
 
-def _reaches_bound(h: Tensor, k: int) -> Tensor:
+def _bound_of_largest(h: Tensor, k: int) -> Tensor:
+    """What the k-th largest entry of each token reaches: [n, 1]."""
     n_latents = h.shape[1]
     group = max(1, n_latents // max(4 * k, 128))
     n_groups = n_latents // group
     maxima = h[:, : n_groups * group].unflatten(1, (group, n_groups)).amax(dim=1)
     bound = maxima.topk(k, dim=1).values[:, -1:].float()
-    return at_least(h, bound.clamp_(min=TINY))
+    return bound.clamp_(min=TINY)
 
 
 def _largest(candidates: SparseCodes, k: int) -> SparseCodes:
