@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from small_run import ADDRESSES, start
+from small_run import ADDRESSES, SWEEP, SWEEP_ADDRESS, run_up_to, start
 
+from pipeline.dag import build
+from pipeline.experiment import parse
 from storage.artifacts import Artifact, Store
 
 N_KILLS = 4
@@ -53,6 +55,39 @@ def test_killed_and_run_again_is_byte_identical(
     assert {path.relative_to(found.path) for path in found.path.rglob("*") if path.is_file()} == names
     for name in names - {Path("manifest.json")}:
         assert (found.path / name).read_bytes() == (expected.path / name).read_bytes(), name
+
+
+def test_a_killed_sweep_ends_as_its_members_do_alone(
+    small_store: Store, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    alone, store = Store(tmp_path / "alone"), Store(tmp_path / "a store")
+    for copy in (alone, store):
+        for stage in ("index", "weights", "extract"):
+            shutil.copytree(small_store.root / stage, copy.root / stage)
+    nodes = build(parse(SWEEP.format(checkpoint=str(tiny_checkpoint)), "small"))
+    members = [node.address for node in nodes if node.stage.name == "train"]
+    for address in members:
+        run_up_to(str(alone.root), str(tiny_checkpoint), address, str(tmp_path / "m"), SWEEP, members=1)
+    expected = {a.key: a for a in alone.committed("train")}
+    assert len(expected) == len(members) == 3
+    seconds = sum(a.manifest.provenance["seconds"] for a in expected.values())
+    rng = random.Random(0)
+    n_killed = 0
+    for _ in range(N_KILLS):
+        process = start(store, tiny_checkpoint, SWEEP_ADDRESS, tmp_path / "marker", SWEEP)
+        time.sleep(rng.uniform(0.02, 0.9) * seconds)
+        process.kill()
+        process.join()
+        n_killed += process.exitcode == -signal.SIGKILL
+    assert n_killed
+    process = start(store, tiny_checkpoint, SWEEP_ADDRESS, tmp_path / "marker", SWEEP)
+    process.join()
+    assert process.exitcode == 0
+    found = {a.key: a for a in store.committed("train")}
+    assert {key: a.manifest.outputs for key, a in found.items()} == {
+        key: a.manifest.outputs for key, a in expected.items()
+    }
+    assert not any(a.damaged_files() for a in found.values())
 
 
 def test_of_two_runs_at_once_the_second_waits_and_uses_the_result(
