@@ -26,10 +26,14 @@ from torch import Tensor
 
 from benchmarks.report import Measurement, Measurements, parser, report
 from pipeline import train
+from pipeline.ablation import REPLACED, Outcomes, ZeroshotLogits, kept
+from pipeline.backbones.base import BackboneConfig
+from pipeline.classifier import load_classifier
 from pipeline.dag import build
 from pipeline.experiment import Experiment
 from pipeline.index import split_range
 from pipeline.interchange import formats
+from pipeline.latents import PartImages, labels_of
 from pipeline.plan import plan, run_node
 from pipeline.ranks import ALONE
 from pipeline.saes.base import Sae
@@ -43,6 +47,7 @@ from pipeline.saes.topk import TopKConfig
 from pipeline.stage import Runtime
 from pipeline.trainee import Trainee, learning_rate
 from pipeline.training_metrics import evaluate
+from pipeline.weights import backbone_on
 from storage.activations import Activations
 from storage.artifacts import Artifact, Builder, Store
 
@@ -72,8 +77,9 @@ _PHOTOGRAPHS = [
     "text",
 ]
 
-Points = list[tuple[float, float, float]]
-"""L0, FVU, dead fraction of one SAE each."""
+Points = list[tuple[float, ...]]
+"""L0, FVU, dead fraction and zero-shot accuracy kept of one SAE each."""
+_MEASURES = ("FVU", "dead", "zero-shot kept")
 
 
 def write_crops(folder: Path, n_train: int, n_test: int) -> None:
@@ -98,30 +104,36 @@ def write_crops(folder: Path, n_train: int, n_test: int) -> None:
             picture.crop((left, top, left + side, top + side)).resize((64, 64)).save(path)
 
 
-def activations_of(store: Store, dataset: dict[str, Any]) -> dict[str, Artifact]:
-    """Index and activations of a data set through ShapesCLIP."""
+def inputs_of(store: Store, dataset: dict[str, Any]) -> tuple[BackboneConfig, dict[str, Artifact]]:
+    """ShapesCLIP, and what is made of a data set by it."""
     experiment = Experiment.model_validate(
         {
             "name": "quality",
             "datasets": {"images": dataset},
             "backbones": {"clip": {"kind": "shapes_clip", "extract": {"hook_block": -2}}},
             "saes": {"sae": {"kind": "topk", "dataset": "images", "backbone": "clip"}},
+            "evaluations": {"evaluation": {"kind": "reconstruction", "sae": "sae"}},
         }
     )
-    nodes = [node for node in build(experiment) if node.stage.name != "train"]
+    nodes = [node for node in build(experiment) if node.stage.name not in ("train", "reconstruction")]
     for node in nodes:
         planned = plan(store, nodes)
         run_node(store, planned[node.address], planned, Runtime.here())
     planned = plan(store, nodes)
     at = {node.stage.name: store.at(node.stage.name, str(planned[node.address].key)) for node in nodes}
-    return {"activations": at["extract"], "images": at["index"]}
+    inputs = {"activations": at["extract"], "images": at["index"]}
+    return experiment.backbones["clip"], {**inputs, "weights": at["weights"], "classifier": at["classifier"]}
 
 
 class Bench:
     """Trains SAEs on the same tokens in the same order, ours or SAELens', and evaluates them on held-out images."""
 
-    def __init__(self, inputs: dict[str, Artifact], n_steps: int, scratch: Path) -> None:
+    def __init__(
+        self, backbone: BackboneConfig, inputs: dict[str, Artifact], n_steps: int, scratch: Path
+    ) -> None:
         self.inputs = inputs
+        weights, logit_scale = load_classifier(inputs["classifier"], "cpu")
+        self.logits = ZeroshotLogits(backbone_on(backbone, inputs["weights"], "cpu"), weights, logit_scale)
         self.scratch = scratch
         self.settings: dict[str, Any] = {
             "dataset": "-",
@@ -141,12 +153,28 @@ class Bench:
         self.stream = train._stream(self.config, Activations(inputs["activations"]), rows)
         self.sample = self.stream.batch(0).to_float32()
 
-    def evaluate(self, sae: Sae) -> tuple[float, float, float]:
+    def evaluate(self, sae: Sae) -> tuple[float, ...]:
         rows = split_range(self.inputs["images"], "test")
         found = evaluate(sae, train._eval_batches(self.config, self.stream.activations, rows, "cpu"))
-        return float(found["l0"] or 0), float(found["fvu"] or 0), float(found["dead_fraction"] or 0)
+        measured = [float(found[name] or 0) for name in ("l0", "fvu", "dead_fraction")]
+        return (*measured, self._zero_shot_kept(sae, rows))
 
-    def ours(self, kind: type[TrainedSaeConfig], **settings: Any) -> tuple[float, float, float]:
+    def _zero_shot_kept(self, sae: Sae, rows: range) -> float:
+        """Of what the mean activation loses, with the SAE's reconstruction in the place of every token."""
+        labels, outcomes = labels_of(self.inputs["images"]), Outcomes()
+        mean = self.sample.mean(dim=0)
+        images = PartImages(self.stream.activations, rows, "cpu")
+        for first in range(rows.start, rows.stop, 100):
+            block = range(first, min(first + 100, rows.stop))
+            x = images.take(block)
+            x_hat = sae.encode(x) @ sae.W_dec + sae.b_dec
+            label = torch.from_numpy(labels[block.start : block.stop]).long()
+            outcomes.add(self.logits, x, x_hat, mean, label)
+        correct = dict(zip(REPLACED, outcomes.n_correct.tolist(), strict=True))
+        found = kept(*(correct[way] for way in ("reconstruction", "original", "mean")))
+        return math.nan if found is None else found
+
+    def ours(self, kind: type[TrainedSaeConfig], **settings: Any) -> tuple[float, ...]:
         config = kind(**{**self.settings, **settings})
         trainee = Trainee.begin(
             config, Builder(Artifact("train", "", self.scratch)), self.sample, len(self.stream.tokens), ALONE
@@ -159,7 +187,7 @@ class Bench:
         batches = self.stream.batches(1, self.config.n_steps + 1, 1)
         return enumerate(batch.to_float32() for batch in batches)
 
-    def sae_lens(self, name: str, **settings: Any) -> tuple[float, float, float]:
+    def sae_lens(self, name: str, **settings: Any) -> tuple[float, ...]:
         """As its own trainer does: Adam, gradients clipped to 1, normalised inputs, its dead-latent window scaled."""
         from sae_lens.registry import get_sae_training_class
         from sae_lens.saes.sae import TrainStepInput
@@ -201,16 +229,18 @@ class Bench:
         return self.evaluate(loaded.on_inputs_divided_by(scale))
 
 
-def at_l0(points: Points, l0: float) -> tuple[float, float]:
-    """FVU and dead fraction at an L0, from the two SAEs nearest to it; NaN if it is far from what they have."""
+def at_l0(points: Points, l0: float) -> tuple[float, ...]:
+    """FVU, dead fraction and zero-shot accuracy kept at an L0, from the two SAEs nearest to it; NaN if it is far from
+    what they have."""
     points = sorted(points)
-    l0s, fvus, dead = (np.array(values) for values in zip(*points, strict=True))
+    l0s, fvus, *others = (np.array(values) for values in zip(*points, strict=True))
     if not 0.8 * l0s[0] <= l0 <= 1.25 * l0s[-1]:
-        return math.nan, math.nan
+        return (math.nan,) * len(_MEASURES)
     i = int(np.clip(np.searchsorted(l0s, l0), 1, len(l0s) - 1))
     share = math.log(l0 / l0s[i - 1]) / math.log(l0s[i] / l0s[i - 1])
     log_fvu = (1 - share) * math.log(fvus[i - 1]) + share * math.log(fvus[i])
-    return math.exp(log_fvu), float(np.clip((1 - share) * dead[i - 1] + share * dead[i], 0, 1))
+    linear = [float(np.clip((1 - share) * values[i - 1] + share * values[i], 0, 1)) for values in others]
+    return (math.exp(log_fvu), *linear)
 
 
 _SELECTED = {
@@ -234,11 +264,11 @@ _PENALISED: dict[str, tuple[type[TrainedSaeConfig], str, tuple[float, ...], str,
     "jumprelu": (
         JumpReluConfig,
         "l0_coefficient",
-        (0.4, 0.15, 0.05, 0.02),
+        (1.0, 0.4, 0.15, 0.06, 0.03),
         "jumprelu",
         (1.5, 0.5, 0.15, 0.05, 0.02),
     ),
-    "gated": (GatedConfig, "l1_coefficient", (0.5, 0.3, 0.15, 0.08), "gated", (4, 2, 1, 0.5, 0.25)),
+    "gated": (GatedConfig, "l1_coefficient", (0.4, 0.25, 0.12, 0.06, 0.03), "gated", (4, 2, 1, 0.5, 0.25)),
 }
 
 
@@ -247,12 +277,13 @@ def measure(where: str, bench: Bench, kinds: list[str]) -> Measurements:
     found: Measurements = {}
     with_peer = importlib.util.find_spec("sae_lens") is not None
 
-    def add(kind: str, l0: int, ours: tuple[float, float], theirs: tuple[float, float]) -> None:
+    def add(kind: str, l0: int, ours: tuple[float, ...], theirs: tuple[float, ...]) -> None:
         name = f"{where}: {kind}, L0 {l0}"
-        found[f"{name}: FVU"] = Measurement(value=ours[0], target=None, unit="")
-        found[f"{name}: dead"] = Measurement(value=ours[1], target=None, unit="share")
+        for measure, value in zip(_MEASURES, ours, strict=True):
+            found[f"{name}: {measure}"] = Measurement(value=value, target=None, unit="")
         if with_peer:
-            found[f"{name}: SAELens' FVU"] = Measurement(value=theirs[0], target=None, unit="")
+            for measure, value in zip(_MEASURES, theirs, strict=True):
+                found[f"{name}: SAELens' {measure}"] = Measurement(value=value, target=None, unit="")
             found[f"{name}: SAELens' FVU / ours"] = Measurement(
                 value=theirs[0] / ours[0], target=0.98, unit="ratio"
             )
@@ -274,7 +305,7 @@ def measure(where: str, bench: Bench, kinds: list[str]) -> Measurements:
             )
         print(kind, points, their_points, flush=True)
         for l0 in L0S:
-            add(kind, l0, at_l0(points, l0), at_l0(their_points, l0) if with_peer else (math.nan, math.nan))
+            add(kind, l0, at_l0(points, l0), at_l0(their_points, l0) if with_peer else ())
     return found
 
 
@@ -302,8 +333,9 @@ def main() -> None:
             },
         }
         for where in arguments.on:
-            inputs = activations_of(Store(folder / "store"), worlds[where])
-            found |= measure(where, Bench(inputs, arguments.steps, folder / "scratch"), arguments.kinds)
+            backbone, inputs = inputs_of(Store(folder / "store"), worlds[where])
+            bench = Bench(backbone, inputs, arguments.steps, folder / "scratch")
+            found |= measure(where, bench, arguments.kinds)
     finally:
         shutil.rmtree(folder)
     report(
