@@ -31,6 +31,7 @@ class GatedConfig(TrainedSaeConfig):
     """Gates with an L1 penalty, magnitudes without."""
 
     kind: Literal["gated"] = "gated"
+    encoder_scale: float = Field(0.1, gt=0)
     l1_coefficient: float = Field(0.3, ge=0)
     """c, see the module: free of the activations' scale."""
     auxk_coefficient: float = Field(1.0, ge=0)

@@ -32,6 +32,7 @@ class JumpReluConfig(TrainedSaeConfig):
     """Thresholds that are learnt, with a penalty on how many latents pass them."""
 
     kind: Literal["jumprelu"] = "jumprelu"
+    encoder_scale: float = Field(0.1, gt=0)
     l0_coefficient: float = Field(0.3, ge=0)
     """c: what a token's L0 of d would cost, in shares of the activations' variance."""
     l0_warmup_steps: int = Field(0, ge=0)

@@ -289,8 +289,9 @@ def test_bad_hyperparameters_are_named() -> None:
 @pytest.mark.parametrize("kind", [TopKConfig, BatchTopKConfig, MatryoshkaConfig, JumpReluConfig, GatedConfig])
 def test_inits(kind: type) -> None:
     for init in ("transpose", "data_points", "reference"):
-        sae = _config(kind, init=init).objective(_sample(), 5).sae()
-        tied = torch.allclose(sae.W_enc.T, sae.W_dec * 0.1, atol=1e-6)
+        config = _config(kind, init=init, encoder_scale=0.5)
+        sae = config.objective(_sample(), 5).sae()
+        tied = torch.allclose(sae.W_enc.T, sae.W_dec * config.encoder_scale, atol=1e-6)
         assert tied == (init != "reference")
         torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(S))
     points = _sample() - sae.b_dec
