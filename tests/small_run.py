@@ -79,12 +79,17 @@ CONTEXT.set_forkserver_preload(["small_run"])
 
 
 def start(
-    store: Store, checkpoint: Path, address: str, marker: Path, experiment: str = EXPERIMENT
+    store: Store,
+    checkpoint: Path,
+    address: str,
+    marker: Path,
+    experiment: str = EXPERIMENT,
+    members: int = 8,
 ) -> multiprocessing.process.BaseProcess:
     """Starts `run_up_to` in a process of its own; returns once the node `address` is being run."""
     marker.unlink(missing_ok=True)
     process = CONTEXT.Process(
-        target=run_up_to, args=(str(store.root), str(checkpoint), address, str(marker), experiment)
+        target=run_up_to, args=(str(store.root), str(checkpoint), address, str(marker), experiment, members)
     )
     process.start()
     while not marker.exists() and process.is_alive():

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from small_run import ADDRESSES, SWEEP, SWEEP_ADDRESS, run_up_to, start
+from small_run import ADDRESSES, SWEEP, SWEEP_ADDRESS, start
 
 from pipeline.dag import build
 from pipeline.experiment import parse
@@ -67,7 +67,9 @@ def test_a_killed_sweep_ends_as_its_members_do_alone(
     nodes = build(parse(SWEEP.format(checkpoint=str(tiny_checkpoint)), "small"))
     members = [node.address for node in nodes if node.stage.name == "train"]
     for address in members:
-        run_up_to(str(alone.root), str(tiny_checkpoint), address, str(tmp_path / "m"), SWEEP, members=1)
+        process = start(alone, tiny_checkpoint, address, tmp_path / "marker", SWEEP, members=1)
+        process.join()
+        assert process.exitcode == 0
     expected = {a.key: a for a in alone.committed("train")}
     assert len(expected) == len(members) == 3
     seconds = sum(a.manifest.provenance["seconds"] for a in expected.values())
