@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-import torch
 from sae_inputs import run
 from training_inputs import KINDS, Killed, KillingReporter, bytes_of, config_of, inputs_in
 
@@ -14,14 +12,6 @@ from pipeline import registry, saes, train
 from pipeline.saes.objective import TrainedSaeConfig
 from pipeline.stage import Runtime
 from storage.artifacts import Store
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
 
 
 def test_every_objective_is_here() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -29,15 +28,6 @@ MEMBERS: list[TrainedSaeConfig] = [
     config_of("batch_topk", input_norm="expected_norm", lr_schedule="trapezoid", init="data_points"),
     config_of("matryoshka", selection="topk", b_dec_init="mean"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Steps this small are faster so, by far where other tests run beside them."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
 
 
 def assignment(config: TrainedSaeConfig, inputs: dict[str, Artifact]) -> Assignment:
