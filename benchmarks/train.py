@@ -211,7 +211,9 @@ def write_store(folder: Path, world: World, n_images: int, tokens_per_image: int
     return Artifact("extract", "", folder)
 
 
-def store_and_sweep(folder: Path, d: int, n_latents: int, batch: int, n_steps: int) -> Measurements:
+def store_and_sweep(
+    folder: Path, d: int, n_latents: int, batch: int, n_steps: int, rounds: int
+) -> Measurements:
     """The engine fed from the store against steps on a tensor in memory, and four SAEs against one."""
     world = World(d)
     activations = Activations(write_store(folder / "activations", world, 64))
@@ -227,12 +229,15 @@ def store_and_sweep(folder: Path, d: int, n_latents: int, batch: int, n_steps: i
     )
     stream = Stream(activations, range(activations.n_images), batch, 0)
     runtime = replace(Runtime(), checkpoint_seconds=1e9)
+    token = torch.ones(batch, dtype=torch.int64)
 
     def trainee(i: int) -> Trainee:
         out = Builder(Artifact("train", "", folder / f"sae-{i}"))
         found = Trainee.begin(config.model_copy(update={"seed": i}), out, x, 197, ALONE)
         # No checkpoint at the end: the same work as the steps in memory.
         found.save = lambda: None  # type: ignore[method-assign]
+        # The first step touches its memory for the first time.
+        found.take_step(x, token)
         return found
 
     def from_store(n: int) -> float:
@@ -242,14 +247,14 @@ def store_and_sweep(folder: Path, d: int, n_latents: int, batch: int, n_steps: i
         return time.perf_counter() - started
 
     def from_memory() -> float:
-        alone, token = trainee(0), torch.ones(batch, dtype=torch.int64)
+        alone = trainee(0)
         started = time.perf_counter()
-        for _ in range(n_steps):
+        while alone.wants_steps():
             alone.take_step(x, token)
         return time.perf_counter() - started
 
     from_store(1)
-    turns = [(from_memory(), from_store(1), from_store(4)) for _ in range(3)]
+    turns = [(from_memory(), from_store(1), from_store(4)) for _ in range(rounds)]
     memory, one, four = (statistics.median(times) for times in zip(*turns, strict=True))
     return {
         "TopK from the store / from memory": Measurement(value=memory / one, target=0.9, unit="ratio"),
@@ -307,7 +312,7 @@ def main() -> None:
             **topk(768, 12_288, 4096, arguments.rounds),
         },
         "curve": lambda: curve(256, 4096, 1024, arguments.curve_steps),
-        "store": lambda: store_and_sweep(folder, 768, 12_288, 4096, 10),
+        "store": lambda: store_and_sweep(folder, 768, 12_288, 4096, 21, arguments.rounds),
         "memory": memory,
     }
     found: Measurements = {}

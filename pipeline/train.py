@@ -219,5 +219,5 @@ def _predict_bytes(config: TrainedSaeConfig, inputs: Mapping[str, Artifact | Non
 
 
 STAGE = Stage(
-    "train", 3, _run, run_together=run_together, together_key=stream_key, predict_bytes=_predict_bytes
+    "train", 4, _run, run_together=run_together, together_key=stream_key, predict_bytes=_predict_bytes
 )

@@ -35,7 +35,9 @@ class Autoencoder:
         self.steps_since_fired = torch.zeros(start.n_latents, dtype=torch.int64, device=start.b_enc.device)
         self.dead_feature_window = dead_feature_window
         self.ranks = ranks
+        # Kept from step to step: memory taken anew costs as much as what is written to it.
         self.grad: dict[str, Tensor] = {}
+        self._begun: set[str] = set()
 
     def dead(self) -> Tensor:
         """The mask of dead latents: [S] bool."""
@@ -44,20 +46,32 @@ class Autoencoder:
     def begin(self) -> None:
         """Starts a step: unit decoder rows, no gradients."""
         normalise_rows_(self.W_dec)
-        self.grad = {}
+        self._begun.clear()
+
+    def _grad_of(self, name: str) -> tuple[Tensor, bool]:
+        """The gradient of a parameter, and whether it holds something of this step."""
+        if name not in self.grad:
+            self.grad[name] = torch.empty_like(self.parameters[name])
+        accumulate = name in self._begun
+        self._begun.add(name)
+        return self.grad[name], accumulate
 
     def add(self, name: str, gradient: Tensor) -> None:
-        """Adds to the gradient of a parameter; takes the tensor over if it is the first."""
-        self.grad[name] = self.grad[name].add_(gradient) if name in self.grad else gradient
+        """Adds to the gradient of a parameter."""
+        grad, accumulate = self._grad_of(name)
+        if accumulate:
+            grad.add_(gradient)
+        else:
+            grad.copy_(gradient)
 
     def add_decoding(self, codes: Codes, f: Tensor, d_x_hat: Tensor) -> None:
         """Adds `W_dec`'s gradient of `x_hat = f W_dec + b_dec`; `d_x_hat` [n, d] is the loss's by x_hat."""
-        self.add("W_dec", codes.transposed_product(f, d_x_hat))
+        codes.transposed_product(f, d_x_hat, *self._grad_of("W_dec"))
 
     def add_encoding(self, codes: Codes, d_h: Tensor, centred: Tensor) -> None:
         """Adds the gradients of `h = (x - b_dec) W_enc + b_enc`; `d_h` is the loss's by h at the entries."""
         d_h_sum = codes.per_latent(d_h)
-        self.add("encoder", codes.transposed_product(d_h, centred))
+        codes.transposed_product(d_h, centred, *self._grad_of("encoder"))
         self.add("b_dec", -(d_h_sum @ self.encoder))
         self.add("b_enc", d_h_sum)
 
@@ -65,7 +79,8 @@ class Autoencoder:
         """Ends a step: `fired` [S] bool is set where a latent was above 0 on any token of this rank."""
         self.steps_since_fired.add_(1).masked_fill_(self.ranks.any_(fired), 0)
         grad = self.grad["W_dec"]
-        along = torch.linalg.vecdot(grad, self.W_dec, dim=1)
+        # Not `vecdot`, which makes an array of the products first.
+        along = torch.einsum("sd,sd->s", grad, self.W_dec)
         grad.addcmul_(along.unsqueeze(1), self.W_dec, value=-1)
         for name, parameter in self.parameters.items():
             parameter.grad = self.grad[name]

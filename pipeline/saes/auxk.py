@@ -43,7 +43,8 @@ class AuxK:
         d_error = error.mul_(2 * weight)
         d_h = codes.products(d_error, W_dec).mul_(f > 0)
         # `dead` has no index twice, so these are plain sums in a fixed order.
-        model.grad["W_dec"][dead] += codes.transposed_product(f, d_error)
-        model.grad["encoder"][dead] += codes.transposed_product(d_h, centred)
+        buffer = torch.empty_like(W_dec)
+        model.grad["W_dec"][dead] += codes.transposed_product(f, d_error, buffer)
+        model.grad["encoder"][dead] += codes.transposed_product(d_h, centred, buffer)
         model.grad["b_enc"][dead] += codes.per_latent(d_h)
         return loss

@@ -8,6 +8,7 @@ Shapes: n tokens, d channels, S latents, nnz entries.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import warnings
 from functools import cache, cached_property
 from types import ModuleType
@@ -18,6 +19,9 @@ import torch
 from torch import Tensor
 
 from pipeline.latents import SparseLatents, weighted_sums
+
+# Of one part of a transposed product: 2 MB.
+_CACHED_ELEMENTS = 1 << 19
 
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
@@ -53,8 +57,8 @@ class Codes(Protocol):
         """`A W^T` at the entries, for A [n, d] and W [S, d]."""
         ...
 
-    def transposed_product(self, values: Tensor, A: Tensor) -> Tensor:
-        """`values^T A`: [S, d] for A [n, d]."""
+    def transposed_product(self, values: Tensor, A: Tensor, out: Tensor, accumulate: bool = False) -> Tensor:
+        """`values^T A` for A [n, d], written into `out` [S, d], or added to it; returns `out`."""
         ...
 
     def per_latent(self, values: Tensor) -> Tensor:
@@ -85,8 +89,9 @@ class DenseCodes:
     def products(self, A: Tensor, W: Tensor) -> Tensor:
         return self._product(A, W.T).mul_(self._active)
 
-    def transposed_product(self, values: Tensor, A: Tensor) -> Tensor:
-        return self._product(values.T, A)
+    def transposed_product(self, values: Tensor, A: Tensor, out: Tensor, accumulate: bool = False) -> Tensor:
+        found = self._product(values.T, A)
+        return out.add_(found) if accumulate else out.copy_(found)
 
     def per_latent(self, values: Tensor) -> Tensor:
         return values.sum(dim=0)
@@ -141,9 +146,20 @@ class SparseCodes:
         bounds = torch.nn.functional.pad(ends, (1, 0))
         return order, self.entries.token().index_select(0, order).int(), bounds
 
-    def transposed_product(self, values: Tensor, A: Tensor) -> Tensor:
+    def transposed_product(self, values: Tensor, A: Tensor, out: Tensor, accumulate: bool = False) -> Tensor:
         order, token, bounds = self._by_latent
-        return _grouped_sums(token, values.index_select(0, order), bounds, A)
+        values = values.index_select(0, order)
+        # Some latents at a time on a CPU: their sums are still in the cache when they go where they belong.
+        step = len(out) if out.is_cuda else max(1, _CACHED_ELEMENTS // out.shape[1])
+        cuts = [*range(0, len(out), step), len(out)]
+        ends = bounds[cuts].tolist()
+        for (a, b), (i, j) in zip(itertools.pairwise(cuts), itertools.pairwise(ends), strict=True):
+            found = _grouped_sums(token[i:j], values[i:j], bounds[a : b + 1] - i, A)
+            if accumulate:
+                out[a:b] += found
+            else:
+                out[a:b] = found
+        return out
 
     def per_latent(self, values: Tensor) -> Tensor:
         # Of nothing, `bincount` makes integers.

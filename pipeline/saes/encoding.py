@@ -45,7 +45,11 @@ class Encoder:
         high = bias.to(dtype).float()
         rest = [bias] if dtype == torch.float32 else [high, bias - high]
         self._x = pad(x, (0, len(rest)), value=1.0).to(dtype)
-        self._encoder = torch.cat([encoder, *(part.unsqueeze(1) for part in rest)], dim=1).to(dtype)
+        n_latents, d = encoder.shape
+        self._encoder = encoder.new_empty(n_latents, d + len(rest), dtype=dtype)
+        self._encoder[:, :d] = encoder
+        for i, part in enumerate(rest, d):
+            self._encoder[:, i] = part
 
     @property
     def n_tokens(self) -> int:

@@ -133,13 +133,17 @@ class Selected:
         finer = self._by_prefix(codes)
         G = self.n_prefixes
         # The reconstruction of each prefix, [n, G, d], then its error.
-        error = finer.decode(f, model.W_dec).unflatten(0, (len(x), G)).cumsum_(dim=1)
-        error += (model.b_dec - x).unsqueeze(1)
+        error = finer.decode(f, model.W_dec).unflatten(0, (len(x), G))
+        if G > 1:
+            error.cumsum_(dim=1)
+        error -= centred.unsqueeze(1)
         reconstruction = error.square().sum(dtype=torch.float64).item() / (n * G * self.variance)
         x_hat = x + error[:, -1]
         residual = -error[:, -1]
         # A latent is part of every prefix from its own group on.
-        d_x_hat = error.mul_(2 / (n * G * self.variance)).flip(1).cumsum_(dim=1).flip(1)
+        d_x_hat = error.mul_(2 / (n * G * self.variance))
+        if G > 1:
+            d_x_hat = d_x_hat.flip(1).cumsum_(dim=1).flip(1)
         by_group = d_x_hat.flatten(0, 1)
         d_h = finer.products(by_group, model.W_dec).mul_(f > 0)
         model.add_decoding(finer, f, by_group)

@@ -270,7 +270,11 @@ def test_dense_and_sparse_products_are_equal() -> None:
     close = lambda a, b: torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)  # noqa: E731
     close(dense.values, _dense(sparse))
     close(dense.decode(dense.values, W), sparse.decode(sparse.values, W))
-    close(dense.transposed_product(dense.values, A), sparse.transposed_product(sparse.values, A))
+    product = dense.values.T @ A
+    for codes in (dense, sparse):
+        out = torch.full((500, 8), torch.nan)
+        close(codes.transposed_product(codes.values, A, out), product)
+        close(codes.transposed_product(codes.values, A, out, accumulate=True), 2 * product)
     close(dense.per_latent(dense.values), sparse.per_latent(sparse.values))
     close(dense.products(A, W), _dense(sparse.with_values(sparse.products(A, W))))
     vector = torch.rand(500)
