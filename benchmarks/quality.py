@@ -106,8 +106,10 @@ def write_crops(folder: Path, n_train: int, n_test: int) -> None:
             picture.crop((left, top, left + side, top + side)).resize((64, 64)).save(path)
 
 
-def inputs_of(store: Store, dataset: dict[str, Any]) -> tuple[BackboneConfig, dict[str, Artifact]]:
-    """ShapesCLIP, and what is made of a data set by it."""
+def inputs_of(
+    store: Store, dataset: dict[str, Any], zero_shot: bool
+) -> tuple[BackboneConfig, dict[str, Artifact]]:
+    """ShapesCLIP, and what is made of a data set by it; a classifier only if it knows the words for its classes."""
     experiment = Experiment.model_validate(
         {
             "name": "quality",
@@ -117,14 +119,15 @@ def inputs_of(store: Store, dataset: dict[str, Any]) -> tuple[BackboneConfig, di
             "evaluations": {"evaluation": {"kind": "reconstruction", "sae": "sae"}},
         }
     )
-    nodes = [node for node in build(experiment) if node.stage.name not in ("train", "reconstruction")]
+    left_out = {"train", "reconstruction"} | (set() if zero_shot else {"classifier"})
+    nodes = [node for node in build(experiment) if node.stage.name not in left_out]
     for node in nodes:
         planned = plan(store, nodes)
         run_node(store, planned[node.address], planned, Runtime.here())
     planned = plan(store, nodes)
     at = {node.stage.name: store.at(node.stage.name, str(planned[node.address].key)) for node in nodes}
-    inputs = {"activations": at["extract"], "images": at["index"]}
-    return experiment.backbones["clip"], {**inputs, "weights": at["weights"], "classifier": at["classifier"]}
+    inputs = {"activations": "extract", "images": "index", "weights": "weights", "classifier": "classifier"}
+    return experiment.backbones["clip"], {role: at[name] for role, name in inputs.items() if name in at}
 
 
 class Bench:
@@ -134,8 +137,11 @@ class Bench:
         self, backbone: BackboneConfig, inputs: dict[str, Artifact], n_steps: int, scratch: Path
     ) -> None:
         self.inputs = inputs
-        weights, logit_scale = load_classifier(inputs["classifier"], "cpu")
-        self.logits = ZeroshotLogits(backbone_on(backbone, inputs["weights"], "cpu"), weights, logit_scale)
+        self.logits: ZeroshotLogits | None = None
+        if "classifier" in inputs:
+            weights, logit_scale = load_classifier(inputs["classifier"], "cpu")
+            model = backbone_on(backbone, inputs["weights"], "cpu")
+            self.logits = ZeroshotLogits(model, weights, logit_scale)
         self.scratch = scratch
         self.settings: dict[str, Any] = {
             "dataset": "-",
@@ -163,7 +169,10 @@ class Bench:
         return (*measured, self._zero_shot_kept(sae, rows))
 
     def _zero_shot_kept(self, sae: Sae, rows: range) -> float:
-        """Of what the mean activation loses, with the SAE's reconstruction in the place of every token."""
+        """Of what the mean activation loses, with the SAE's reconstruction in the place of every token. NaN without a
+        classifier."""
+        if self.logits is None:
+            return math.nan
         labels, outcomes = labels_of(self.inputs["images"]), Outcomes()
         mean = self.sample.mean(dim=0)
         images = PartImages(self.stream.activations, rows, "cpu")
@@ -262,16 +271,22 @@ _PENALISED: dict[str, tuple[type[TrainedSaeConfig], str, tuple[float, ...], str,
         "l1_coefficient",
         (2.5e-3, 1.2e-3, 6e-4, 3e-4),
         "standard",
-        (4, 2, 1, 0.5, 0.25),
+        (8, 4, 2, 1, 0.5, 0.25),
     ),
     "jumprelu": (
         JumpReluConfig,
         "l0_coefficient",
         (1.0, 0.4, 0.15, 0.06, 0.03),
         "jumprelu",
-        (1.5, 0.5, 0.15, 0.05, 0.02),
+        (1.5, 0.5, 0.15, 0.05, 0.02, 0.007),
     ),
-    "gated": (GatedConfig, "l1_coefficient", (0.4, 0.25, 0.12, 0.06, 0.03), "gated", (4, 2, 1, 0.5, 0.25)),
+    "gated": (
+        GatedConfig,
+        "l1_coefficient",
+        (0.4, 0.25, 0.12, 0.06, 0.03, 0.015),
+        "gated",
+        (4, 2, 1, 0.5, 0.25, 0.12),
+    ),
 }
 
 
@@ -280,12 +295,14 @@ def measure(where: str, bench: Bench, kinds: list[str]) -> Measurements:
     found: Measurements = {}
     with_peer = importlib.util.find_spec("sae_lens") is not None
 
+    measures = _MEASURES if bench.logits else _MEASURES[:-1]
+
     def add(kind: str, l0: int, ours: tuple[float, ...], theirs: tuple[float, ...]) -> None:
         name = f"{where}: {kind}, L0 {l0}"
-        for measure, value in zip(_MEASURES, ours, strict=True):
+        for measure, value in zip(measures, ours, strict=False):
             found[f"{name}: {measure}"] = Measurement(value=value, target=None, unit="")
         if with_peer:
-            for measure, value in zip(_MEASURES, theirs, strict=True):
+            for measure, value in zip(measures, theirs, strict=False):
                 found[f"{name}: SAELens' {measure}"] = Measurement(value=value, target=None, unit="")
             found[f"{name}: SAELens' FVU / ours"] = Measurement(
                 value=theirs[0] / ours[0], target=0.98, unit="ratio"
@@ -336,7 +353,7 @@ def main() -> None:
             },
         }
         for where in arguments.on:
-            backbone, inputs = inputs_of(Store(folder / "store"), worlds[where])
+            backbone, inputs = inputs_of(Store(folder / "store"), worlds[where], zero_shot=where == "shapes")
             bench = Bench(backbone, inputs, arguments.steps, folder / "scratch")
             found |= measure(where, bench, arguments.kinds)
     finally:

@@ -11,7 +11,10 @@ StoreOption = Annotated[
     typer.Option("--store", metavar="URI", envvar="PATCHSAE_STORE", help="Folder that holds all results."),
 ]
 ExperimentArgument = Annotated[
-    str, typer.Argument(metavar="EXPERIMENT", help="A preset (demo, imagenet-vit-b16) or a YAML file.")
+    str,
+    typer.Argument(
+        metavar="EXPERIMENT", help="A preset (demo, demo-sweep, imagenet-vit-b16) or a YAML file."
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
