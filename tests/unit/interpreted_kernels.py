@@ -36,7 +36,7 @@ def check(n: int, n_latents: int, width: int, dtype: torch.dtype, bound: Tensor)
     close(found, codes.products(A, W), rtol=1e-5, atol=1e-4)
     order, token, bounds = codes._by_latent
     gradient = kernels.weighted_sums(token, value[order], bounds, A)
-    close(gradient, codes.transposed_product(value, A), rtol=1e-5, atol=1e-4)
+    close(gradient, codes.transposed_product(value, A, torch.empty_like(gradient)), rtol=1e-5, atol=1e-4)
 
 
 def check_step(dtype: torch.dtype) -> None:
@@ -49,7 +49,8 @@ def check_step(dtype: torch.dtype) -> None:
         found = []
         for codes in (top_codes(encoder, 7), positive):
             found += [codes.values, codes.decode(codes.values, W), codes.products(x, W)]
-            found += [codes.transposed_product(codes.values, x), codes.per_latent(codes.values)]
+            gradient = codes.transposed_product(codes.values, x, torch.empty_like(W))
+            found += [gradient, codes.per_latent(codes.values)]
         return found
 
     plain = step()
