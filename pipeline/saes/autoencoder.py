@@ -76,7 +76,13 @@ class Autoencoder:
         self.add("b_enc", d_h_sum)
 
     def finish(self, fired: Tensor) -> None:
-        """Ends a step: `fired` [S] bool is set where a latent was above 0 on any token of this rank."""
+        """Ends a step: `fired` [S] bool is set where a latent was above 0 on any token of this rank.
+
+        Raises ValueError if a parameter was given no gradient: what is there is the last step's.
+        """
+        forgotten = self.parameters.keys() - self._begun
+        if forgotten:
+            raise ValueError(f"no gradient of {', '.join(sorted(forgotten))}")
         self.steps_since_fired.add_(1).masked_fill_(self.ranks.any_(fired), 0)
         grad = self.grad["W_dec"]
         # Not `vecdot`, which makes an array of the products first.

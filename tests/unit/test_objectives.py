@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from pipeline.ranks import ALONE
+from pipeline.saes.autoencoder import Autoencoder
 from pipeline.saes.base import Sae
 from pipeline.saes.batch_topk import BatchTopKConfig, PerBatch
 from pipeline.saes.codes import DenseCodes, SparseCodes
@@ -323,3 +324,17 @@ def test_a_scaled_sae_is_the_same_function() -> None:
             found = same.encode(x) @ same.W_dec + same.b_dec
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(sae.with_unit_decoder().W_dec.norm(dim=1), torch.ones(S))
+
+
+def test_a_gradient_of_the_last_step_is_not_used_again() -> None:
+    model = Autoencoder(_config(TopKConfig).objective(_sample(), 5).sae(), 10, ALONE)
+    fired = torch.ones(len(model.b_enc), dtype=torch.bool)
+    for _ in range(2):
+        model.begin()
+        for name, parameter in model.parameters.items():
+            model.add(name, torch.zeros_like(parameter))
+        model.finish(fired)
+    model.begin()
+    model.add("W_dec", torch.zeros_like(model.W_dec))
+    with pytest.raises(ValueError, match="no gradient of b_dec, b_enc, encoder"):
+        model.finish(fired)
