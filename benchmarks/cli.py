@@ -12,7 +12,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--store", default="./store", help="where `patchsae demo` has been, or will be, run")
     arguments = options.parse_args()
-    patchsae = [sys.executable, "-m", "flows.cli"]
+    patchsae = [sys.executable, "-m", "patchsae.flows.cli.app"]
     demo = [*patchsae, "demo", "--store", arguments.store]
 
     def run(command: list[str]) -> None:

@@ -15,15 +15,19 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from benchmarks.report import Measurement, parser, report
-from pipeline import extract, index, weights
-from pipeline.backbones.base import ExtractConfig
-from pipeline.backbones.open_clip import OpenClipConfig
-from pipeline.dag import Node
-from pipeline.datasets.image_folder import ImageFolderConfig
-from pipeline.plan import plan, run_node
-from pipeline.stage import Runtime
-from storage.activations import Activations
-from storage.artifacts import Store
+from patchsae.pipeline.activations import extract
+from patchsae.pipeline.backbones import weights
+from patchsae.pipeline.backbones.backbone import ExtractConfig
+from patchsae.pipeline.backbones.models.open_clip import OpenClipConfig
+from patchsae.pipeline.core.execute import execute
+from patchsae.pipeline.core.resources import Resources
+from patchsae.pipeline.core.stage import Runtime
+from patchsae.pipeline.experiment.dag import Dag
+from patchsae.pipeline.experiment.plan import Planner
+from patchsae.pipeline.experiment.run import assignment
+from patchsae.pipeline.images.datasets.image_folder import ImageFolderConfig
+from patchsae.storage.activations import Activations
+from patchsae.storage.store import Store
 
 
 def write_photographs(root: Path, n_images: int) -> None:
@@ -66,34 +70,29 @@ def measure(folder: Path, arguments: object) -> None:
         checkpoint=str(folder / "weights.safetensors"),
         extract=ExtractConfig(precision=options["precision"]),
     )
-    stage_config = extract.ExtractStageConfig(dataset=dataset, backbone=backbone_config)
-    nodes = [
-        Node(index.STAGE, "images", dataset, {}),
-        Node(weights.STAGE, "clip", backbone_config, {}),
-        Node(
-            extract.STAGE, "images-clip", stage_config, {"images": "index/images", "weights": "weights/clip"}
-        ),
-    ]
+    dag = Dag({"images": dataset}, {"clip": backbone_config}, {}, {})
+    address = dag.extract("images", "clip")
+    nodes = list(dag.nodes.values())
     store = Store(folder / "store")
-    runtime = Runtime.here()
-    for node in nodes[:2]:
-        planned = plan(store, nodes)
-        run_node(store, planned[node.address], planned, runtime)
-    planned = plan(store, nodes)
-    inputs = {"images": store.committed("index")[0], "weights": store.committed("weights")[0]}
-    backbone = weights.load_backbone(backbone_config, inputs["weights"], runtime.device)
-    images = extract.indexed_images(dataset, inputs["images"], backbone.preprocess)
+    runtime = Runtime.here(Resources())
+    for node in nodes[:-1]:
+        planned = Planner(store).plan(nodes)
+        execute(store, [assignment(store, planned[node.address], planned)], runtime)
+    planned = Planner(store).plan(nodes)
+    work = assignment(store, planned[address], planned)
+    backbone = weights.load_backbone(backbone_config, work.inputs, runtime.device)
+    images = extract.indexed_images(dataset, work.inputs["images"], backbone.preprocess)
     decoded = torch.stack([images[i] for i in range(len(images))])
 
     # The stage loads the backbone once, however many images follow: that is outside both timings.
     extract.load_backbone = lambda *_: backbone  # type: ignore[assignment]
     bare, ours = [], []
     for _ in range(options["repeats"] + 1):
-        artifact = store.at("extract", str(planned["extract/images-clip"].key))
+        artifact = store.at("extract", work.key)
         if artifact.path.exists():
             store.discard(artifact)
         started = time.perf_counter()
-        run_node(store, planned["extract/images-clip"], planned, runtime)
+        execute(store, [work], runtime)
         ours.append(time.perf_counter() - started)
         chunk = Activations(artifact).chunk_images
         started = time.perf_counter()

@@ -21,15 +21,15 @@ from torch.nn.functional import normalize
 
 from benchmarks.report import Measurement, parser, report, seconds
 from benchmarks.synthetic import World, build
-from pipeline.classifier import load_classifier
-from pipeline.config import Config
-from pipeline.evaluations import masking, statistics
-from pipeline.evaluations.masking import MaskingConfig, MaskingStageConfig
-from pipeline.evaluations.statistics import StatisticsConfig
-from pipeline.rankings import class_ranking
-from pipeline.saes.base import load_sae
-from pipeline.stage import Inputs, Runtime, Stage, map_parts_here
-from storage.artifacts import Builder
+from patchsae.pipeline.classification.classifier import load_classifier
+from patchsae.pipeline.core.config import Config
+from patchsae.pipeline.core.stage import Inputs, PartStage, Runtime
+from patchsae.pipeline.evaluations.kinds import masking, statistics
+from patchsae.pipeline.evaluations.kinds.masking import MaskingConfig, MaskingStageConfig
+from patchsae.pipeline.evaluations.kinds.statistics import StatisticsConfig
+from patchsae.pipeline.evaluations.statistics.rankings import class_ranking
+from patchsae.pipeline.saes.sae import load_sae
+from patchsae.storage.artifacts import Builder
 
 N_CLASSES = 10
 _DENSE_TOKENS = 2048
@@ -61,7 +61,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> None:
     )
     timed = TimedParts()
     world.run(masking.STAGE, config, Runtime(map_parts=timed))
-    backbone: Any = world.backbone.build()
+    backbone: Any = world.backbone.build({})
     images = torch.randn(n_test, 3, *backbone.image_size)
     with torch.inference_mode():
         head = seconds(lambda: backbone.head(images), 1)
@@ -82,23 +82,25 @@ def measure(folder: Path, arguments: argparse.Namespace) -> None:
 
 
 class TimedParts:
-    """Runs every part twice, so that loading models is not in the time."""
+    """Runs every part twice in one worker, so that loading models is not in the time."""
 
     seconds = 0.0
 
     def __call__(
         self,
-        stage: Stage,
+        stage: PartStage,
         config: Config,
         inputs: Inputs,
         out: Builder,
         runtime: Runtime,
         parts: Sequence[int],
     ) -> None:
-        map_parts_here(stage, config, inputs, out, runtime, parts)
-        started = time.perf_counter()
-        map_parts_here(stage, config, inputs, out, runtime, parts)
-        self.seconds = time.perf_counter() - started
+        worker = stage.worker(config, inputs, out, runtime)
+        for _ in range(2):
+            started = time.perf_counter()
+            for part in parts:
+                stage.do_part(worker, out, part)
+            self.seconds = time.perf_counter() - started
 
 
 def reference(world: World, config: MaskingStageConfig, backbone: Any, images: Tensor) -> float:
@@ -112,7 +114,7 @@ def reference(world: World, config: MaskingStageConfig, backbone: Any, images: T
         class_ranking(world.inputs["statistics"], sae.n_latents, 1, sae.n_latents)[0]
     ).long()
     ks = [*config.finite_ks(sae.n_latents), sae.n_latents]
-    step = max(1, _DENSE_TOKENS // backbone.tokens_per_image)
+    step = max(1, _DENSE_TOKENS // backbone.layout.n_tokens)
 
     def classify(mask: Tensor | None) -> None:
         def replaced(module: Any, arguments: Any, output: Tensor) -> Tensor:

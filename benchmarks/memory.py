@@ -16,10 +16,10 @@ from pathlib import Path
 
 from benchmarks.report import Measurement, parser, report
 from benchmarks.synthetic import build, reopen
-from pipeline.evaluations import masking, statistics
-from pipeline.evaluations.masking import MaskingConfig, MaskingStageConfig
-from pipeline.evaluations.statistics import StatisticsConfig
-from pipeline.stage import Runtime
+from patchsae.pipeline.core.stage import Runtime
+from patchsae.pipeline.evaluations.kinds import masking, statistics
+from patchsae.pipeline.evaluations.kinds.masking import MaskingConfig, MaskingStageConfig
+from patchsae.pipeline.evaluations.kinds.statistics import StatisticsConfig
 
 STAGES = ("statistics", "masking")
 

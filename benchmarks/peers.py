@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipeline.saes.base import Sae
+from patchsae.pipeline.saes.sae import Sae
 
 _LR = 1e-4
 

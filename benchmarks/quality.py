@@ -13,7 +13,6 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,35 +24,38 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 from benchmarks.report import Measurement, Measurements, parser, report
-from pipeline import train
-from pipeline.ablation import REPLACED, Outcomes, ZeroshotLogits, kept
-from pipeline.backbones.base import BackboneConfig
-from pipeline.classifier import load_classifier
-from pipeline.dag import build
-from pipeline.experiment import Experiment
-from pipeline.index import split_range
-from pipeline.interchange import formats
-from pipeline.latents import PartImages, labels_of
-from pipeline.plan import plan, run_node
-from pipeline.ranks import ALONE
-from pipeline.saes.base import Sae
-from pipeline.saes.batch_topk import BatchTopKConfig
-from pipeline.saes.gated import GatedConfig
-from pipeline.saes.jumprelu import JumpReluConfig
-from pipeline.saes.matryoshka import MatryoshkaConfig
-from pipeline.saes.objective import TrainedSaeConfig
-from pipeline.saes.relu_l1 import ReluL1Config
-from pipeline.saes.topk import TopKConfig
-from pipeline.stage import Runtime
-from pipeline.trainee import Trainee, learning_rate
-from pipeline.training_metrics import evaluate
-from pipeline.weights import backbone_on
-from storage.activations import Activations
-from storage.artifacts import Artifact, Builder, Store
+from patchsae.pipeline.activations.parts import PartImages
+from patchsae.pipeline.activations.stream import Stream
+from patchsae.pipeline.backbones.backbone import BackboneConfig
+from patchsae.pipeline.classification.zero_shot import ZeroShot
+from patchsae.pipeline.core.resources import Resources
+from patchsae.pipeline.core.stage import Runtime
+from patchsae.pipeline.evaluations.reconstruction.ablation import REPLACED, Outcomes, kept
+from patchsae.pipeline.experiment.experiment import Experiment
+from patchsae.pipeline.experiment.request import work_on
+from patchsae.pipeline.experiment.run import run
+from patchsae.pipeline.images.tables import labels_of, rows_of, split_range
+from patchsae.pipeline.saes import files
+from patchsae.pipeline.saes.quality import evaluate
+from patchsae.pipeline.saes.sae import Sae
+from patchsae.pipeline.training import train
+from patchsae.pipeline.training.member import Member, learning_rate
+from patchsae.pipeline.training.objective import TrainedSaeConfig
+from patchsae.pipeline.training.objectives.batch_topk import BatchTopKConfig
+from patchsae.pipeline.training.objectives.gated import GatedConfig
+from patchsae.pipeline.training.objectives.jumprelu import JumpReluConfig
+from patchsae.pipeline.training.objectives.matryoshka import MatryoshkaConfig
+from patchsae.pipeline.training.objectives.relu_l1 import ReluL1Config
+from patchsae.pipeline.training.objectives.topk import TopKConfig
+from patchsae.pipeline.training.process_group import ALONE
+from patchsae.storage.activations import Activations
+from patchsae.storage.artifacts import Artifact, Builder
+from patchsae.storage.store import Store
 
 L0S = (16, 32, 64)
 N_LATENTS = 2048
 BATCH = 1024
+EVAL_BATCH, EVAL_TOKENS = 4096, 28_672
 # Of 4e-3 and 1e-2, what gave TopK the lower FVU in each library.
 LR, SAE_LENS_LR = 1e-2, 4e-3
 # As short as the rows SAELens starts with.
@@ -119,15 +121,12 @@ def inputs_of(
             "evaluations": {"evaluation": {"kind": "reconstruction", "sae": "sae"}},
         }
     )
-    left_out = {"train", "reconstruction"} | (set() if zero_shot else {"classifier"})
-    nodes = [node for node in build(experiment) if node.stage.name not in left_out]
-    for node in nodes:
-        planned = plan(store, nodes)
-        run_node(store, planned[node.address], planned, Runtime.here())
-    planned = plan(store, nodes)
-    at = {node.stage.name: store.at(node.stage.name, str(planned[node.address].key)) for node in nodes}
-    inputs = {"activations": "extract", "images": "index", "weights": "weights", "classifier": "classifier"}
-    return experiment.backbones["clip"], {role: at[name] for role, name in inputs.items() if name in at}
+    stages = {"activations": "extract", "images": "index", "weights": "weights"}
+    if zero_shot:
+        stages["classifier"] = "classifier"
+    built = run(work_on(store, experiment, list(stages.values())), Runtime.here(Resources()))
+    made = {artifact.stage: artifact for artifact in built.values()}
+    return experiment.backbones["clip"], {role: made[stage] for role, stage in stages.items()}
 
 
 class Bench:
@@ -137,11 +136,7 @@ class Bench:
         self, backbone: BackboneConfig, inputs: dict[str, Artifact], n_steps: int, scratch: Path
     ) -> None:
         self.inputs = inputs
-        self.logits: ZeroshotLogits | None = None
-        if "classifier" in inputs:
-            weights, logit_scale = load_classifier(inputs["classifier"], "cpu")
-            model = backbone_on(backbone, inputs["weights"], "cpu")
-            self.logits = ZeroshotLogits(model, weights, logit_scale)
+        self.zero_shot = ZeroShot.load(backbone, inputs, "cpu") if "classifier" in inputs else None
         self.scratch = scratch
         self.settings: dict[str, Any] = {
             "dataset": "-",
@@ -154,8 +149,6 @@ class Bench:
             "dead_feature_window": 20,
             "lr_warmup_steps": 50,
             "lr_schedule": "trapezoid",
-            "eval_split": "test",
-            "eval_tokens": 30_000,
         }
         self.config = TopKConfig(**self.settings)
         rows = split_range(inputs["images"], "train")
@@ -164,36 +157,39 @@ class Bench:
 
     def evaluate(self, sae: Sae) -> tuple[float, ...]:
         rows = split_range(self.inputs["images"], "test")
-        found = evaluate(sae, train._eval_batches(self.config, self.stream.activations, rows, "cpu"))
+        stream = Stream(self.stream.activations, rows, EVAL_BATCH, self.config.shuffle_seed)
+        batches = (batch.to_float32() for batch in stream.batches(0, EVAL_TOKENS // EVAL_BATCH))
+        found = evaluate(sae, batches)
         measured = [float(found[name] or 0) for name in ("l0", "fvu", "dead_fraction")]
-        return (*measured, self._zero_shot_kept(sae, rows))
+        return (*measured, self._zero_shot_kept(sae))
 
-    def _zero_shot_kept(self, sae: Sae, rows: range) -> float:
+    def _zero_shot_kept(self, sae: Sae) -> float:
         """Of what the mean activation loses, with the SAE's reconstruction in the place of every token. NaN without a
         classifier."""
-        if self.logits is None:
+        if self.zero_shot is None:
             return math.nan
         labels, outcomes = labels_of(self.inputs["images"]), Outcomes()
         mean = self.sample.mean(dim=0)
+        rows = rows_of(self.inputs["images"], "test")
         images = PartImages(self.stream.activations, rows, "cpu")
-        for first in range(rows.start, rows.stop, 100):
-            block = range(first, min(first + 100, rows.stop))
+        for first in range(0, len(rows), 100):
+            block = rows[first : first + 100]
             x = images.take(block)
             x_hat = (sae.encode(x.flatten(0, 1)) @ sae.W_dec + sae.b_dec).view_as(x)
-            label = torch.from_numpy(labels[block.start : block.stop]).long()
-            outcomes.add(self.logits, x, x_hat, mean, label)
+            label = torch.from_numpy(labels[block]).long()
+            outcomes.add(self.zero_shot, x, x_hat, mean, label)
         correct = dict(zip(REPLACED, outcomes.n_correct.tolist(), strict=True))
         found = kept(*(correct[way] for way in ("reconstruction", "original", "mean")))
         return math.nan if found is None else found
 
     def ours(self, kind: type[TrainedSaeConfig], **settings: Any) -> tuple[float, ...]:
         config = kind(**{**self.settings, **settings})
-        trainee = Trainee.begin(
+        member = Member.begin(
             config, Builder(Artifact("train", "", self.scratch)), self.sample, len(self.stream.tokens), ALONE
         )
-        trainee.save = lambda: None  # type: ignore[method-assign]
-        train.train([trainee], self.stream, replace(Runtime(), checkpoint_seconds=1e9), ALONE)
-        return self.evaluate(trainee.sae())
+        member.save = lambda: None  # type: ignore[method-assign]
+        train.train([member], self.stream, Runtime(checkpoint_seconds=1e9), ALONE)
+        return self.evaluate(member.sae())
 
     def _batches(self) -> Iterator[tuple[int, Tensor]]:
         batches = self.stream.batches(1, self.config.n_steps + 1, 1)
@@ -237,7 +233,7 @@ class Bench:
             since_fired = torch.where((fired > 0).any(dim=0), 0, since_fired + 1)
         with tempfile.TemporaryDirectory() as folder:
             sae.save_inference_model(folder)
-            loaded = formats.load(Path(folder), "saelens")
+            loaded = files.load(Path(folder), "saelens")
         return self.evaluate(loaded.on_inputs_divided_by(scale))
 
 
@@ -295,7 +291,7 @@ def measure(where: str, bench: Bench, kinds: list[str]) -> Measurements:
     found: Measurements = {}
     with_peer = importlib.util.find_spec("sae_lens") is not None
 
-    measures = _MEASURES if bench.logits else _MEASURES[:-1]
+    measures = _MEASURES if bench.zero_shot else _MEASURES[:-1]
 
     def add(kind: str, l0: int, ours: tuple[float, ...], theirs: tuple[float, ...]) -> None:
         name = f"{where}: {kind}, L0 {l0}"

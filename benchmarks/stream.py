@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.report import Measurement, parser, report
-from pipeline.stream import Batch, Stream, measure_mixing
-from storage.activations import Activations, ActivationTemplate, ActivationWriter
-from storage.artifacts import Artifact
+from patchsae.pipeline.activations.stream import Batch, Stream, measure_mixing
+from patchsae.storage.activations import Activations, ActivationTemplate, ActivationWriter
+from patchsae.storage.artifacts import Artifact, Builder
+from patchsae.storage.tokens import TokenLayout
 
 _RESERVOIR_BATCHES = 8
 _SEED = 0
@@ -27,12 +28,13 @@ def reservoir(activations: Activations, batch_size: int, seed: int) -> Iterator[
     row that was read in its place. Patch tokens, chunks in random order."""
     rng = np.random.default_rng(seed)
     chunks = activations.chunk_ranges(0, activations.n_images)
+    patches = activations.layout.select("patches")
 
     def rows() -> Iterator[np.ndarray]:
         while True:
             for number in rng.permutation(len(chunks)):
                 read = activations.read(chunks[number].start, chunks[number].stop)
-                yield from read[:, activations.n_prefix_tokens :].reshape(-1, activations.width)
+                yield from read[:, patches.start : patches.stop].reshape(-1, activations.width)
 
     incoming = rows()
     held = np.stack([next(incoming) for _ in range(_RESERVOIR_BATCHES * batch_size)])
@@ -64,14 +66,15 @@ def digest(batches: Iterable[Batch]) -> list[str]:
 
 def _cache(folder: Path, n_images: int, tokens_per_image: int, width: int) -> Activations:
     template = ActivationTemplate.plan(n_images, tokens_per_image, width, "float16")
-    writer = ActivationWriter(folder, template, {"n_prefix_tokens": 1})
+    artifact = Artifact("extract", "0" * 64, folder)
+    writer = ActivationWriter(Builder(artifact), template, TokenLayout(1, (1, tokens_per_image - 1)), {})
     for shard in range(template.n_shards):
         rows = template.shard_range(shard)
         values = np.random.default_rng(shard).standard_normal(
             (len(rows), tokens_per_image, width), np.float32
         )
         writer.write(rows.start, values.astype(np.float16))
-    return Activations(Artifact("extract", "0" * 64, folder))
+    return Activations(artifact)
 
 
 def main() -> None:

@@ -12,17 +12,19 @@ import open_clip
 import torch
 from safetensors.torch import save, save_file
 
-from pipeline import classifier, weights
-from pipeline.backbones.base import Backbone, BackboneConfig
-from pipeline.backbones.open_clip import OpenClipConfig
-from pipeline.backbones.shapes_clip import ShapesClipConfig
-from pipeline.index import CLASSES, IMAGES
-from pipeline.saes.base import Sae, save_sae
-from pipeline.stage import Runtime, Stage
-from storage import tables
-from storage.activations import ActivationTemplate, ActivationWriter
-from storage.artifacts import Artifact, Builder, Store
-from storage.keys import artifact_key
+from patchsae.pipeline.backbones import weights
+from patchsae.pipeline.backbones.backbone import Backbone, BackboneConfig
+from patchsae.pipeline.backbones.models.open_clip import OpenClipConfig
+from patchsae.pipeline.backbones.models.shapes_clip import ShapesClipConfig
+from patchsae.pipeline.classification import classifier
+from patchsae.pipeline.core.stage import Runtime, Stage
+from patchsae.pipeline.images.tables import CLASSES, IMAGES
+from patchsae.pipeline.saes.sae import Sae, save_sae
+from patchsae.storage.activations import ActivationTemplate, ActivationWriter
+from patchsae.storage.artifacts import Artifact, Builder
+from patchsae.storage.keys import artifact_key
+from patchsae.storage.manifest import Summary
+from patchsae.storage.store import Store
 
 L0 = 150
 
@@ -59,21 +61,22 @@ class World:
         """Runs a stage on the inputs and commits it under a made-up key."""
         key = artifact_key(stage.name, stage.version, {}, {})
         builder = self.store.begin(self.store.at(stage.name, key))
-        summary = stage.run(config, self.inputs, builder, runtime)
+        summary = stage.build_one(config, self.inputs, builder, runtime)
         return self.store.commit(builder, stage.version, {}, {}, summary, {})
 
 
-def _commit(store: Store, stage: str, fill: Callable[[Builder], object]) -> Artifact:
+def _commit(
+    store: Store, stage: str, fill: Callable[[Builder], object], summary: Summary | None = None
+) -> Artifact:
     builder = store.begin(store.at(stage, artifact_key(stage, 1, {}, {})))
     fill(builder)
-    return store.commit(builder, 1, {}, {}, {}, {})
+    return store.commit(builder, 1, {}, {}, summary or {}, {})
 
 
 def _write_index(out: Builder, labels: np.ndarray, n_train: int, n_classes: int) -> None:
     n = len(labels)
     names = [f"class {label}" for label in range(n_classes)]
-    tables.write(
-        out,
+    out.write_table(
         IMAGES,
         {
             "image": range(n),
@@ -87,19 +90,18 @@ def _write_index(out: Builder, labels: np.ndarray, n_train: int, n_classes: int)
         },
     )
     counts = np.bincount(labels, minlength=n_classes)
-    tables.write(out, CLASSES, {"class": range(n_classes), "class_name": names, "n_images": counts})
+    out.write_table(CLASSES, {"class": range(n_classes), "class_name": names, "n_images": counts})
 
 
 def _write_activations(out: Builder, backbone: Backbone, n_images: int) -> None:
-    shape = (n_images, backbone.tokens_per_image, backbone.width)
+    shape = (n_images, backbone.layout.n_tokens, backbone.width)
     template = ActivationTemplate.plan(*shape, "float16")
-    writer = ActivationWriter(out.path, template, {"n_prefix_tokens": backbone.n_prefix_tokens})
+    writer = ActivationWriter(out, template, backbone.layout, {})
     for shard in range(template.n_shards):
         rows = template.shard_range(shard)
         rng = np.random.default_rng(shard)
         values = rng.standard_normal((len(rows), *shape[1:]), np.float32).astype(np.float16)
         out.ledger.record(shard, [writer.write(rows.start, values)])
-    out.add(writer.metadata_file())
 
 
 def _backbone(folder: Path, model: str) -> BackboneConfig:
@@ -117,7 +119,7 @@ def build(folder: Path, model: str, n_latents: int, n_train: int, n_test: int, n
     """Everything but the statistics. `model`: an open_clip architecture (random weights), or `shapes_clip`."""
     store = Store(folder / "store")
     config = _backbone(folder, model)
-    backbone = config.build()
+    backbone = config.build({})
     labels = np.arange(n_train + n_test) % n_classes
     embedding = torch.randn(n_classes, backbone.tail(_one_image(backbone)).shape[1])
     tensors = {
@@ -136,7 +138,12 @@ def build(folder: Path, model: str, n_latents: int, n_train: int, n_test: int, n
         "activations": _commit(
             store, "extract", lambda out: _write_activations(out, backbone, n_train + n_test)
         ),
-        "sae": _commit(store, "train", lambda out: save_sae(out, random_sae(backbone.width, n_latents), {})),
+        "sae": _commit(
+            store,
+            "train",
+            lambda out: save_sae(out, random_sae(backbone.width, n_latents), {}),
+            {"n_latents": n_latents},
+        ),
         "weights": _commit(store, "weights", fill_weights),
         "classifier": _commit(store, "classifier", lambda out: out.write(classifier.FILE, save(tensors))),
     }
@@ -144,7 +151,7 @@ def build(folder: Path, model: str, n_latents: int, n_train: int, n_test: int, n
 
 
 def _one_image(backbone: Backbone) -> torch.Tensor:
-    return torch.zeros(1, backbone.tokens_per_image, backbone.width)
+    return torch.zeros(1, backbone.layout.n_tokens, backbone.width)
 
 
 def reopen(folder: Path, model: str) -> World:

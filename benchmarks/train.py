@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,18 +27,19 @@ from torch import Tensor
 from benchmarks import peers
 from benchmarks.peers import Peer
 from benchmarks.report import Measurement, Measurements, parser, report
-from pipeline import train
-from pipeline.adam import Adam
-from pipeline.ranks import ALONE
-from pipeline.saes.base import Sae
-from pipeline.saes.objective import Objective, TrainedSaeConfig
-from pipeline.saes.relu_l1 import ReluL1, ReluL1Config
-from pipeline.saes.topk import TopKConfig
-from pipeline.stage import Runtime
-from pipeline.stream import Stream
-from pipeline.trainee import Trainee
-from storage.activations import Activations, ActivationTemplate, ActivationWriter
-from storage.artifacts import Artifact, Builder
+from patchsae.pipeline.activations.stream import Stream
+from patchsae.pipeline.core.stage import Runtime
+from patchsae.pipeline.saes.sae import Sae
+from patchsae.pipeline.training import train
+from patchsae.pipeline.training.adam import Adam
+from patchsae.pipeline.training.member import Member
+from patchsae.pipeline.training.objective import Objective, TrainedSaeConfig
+from patchsae.pipeline.training.objectives.relu_l1 import ReluL1, ReluL1Config
+from patchsae.pipeline.training.objectives.topk import TopKConfig
+from patchsae.pipeline.training.process_group import ALONE
+from patchsae.storage.activations import Activations, ActivationTemplate, ActivationWriter
+from patchsae.storage.artifacts import Artifact, Builder
+from patchsae.storage.tokens import TokenLayout
 
 _LR = 1e-4
 _N_DIRECTIONS = 2000
@@ -204,11 +204,12 @@ def write_store(folder: Path, world: World, n_images: int, tokens_per_image: int
     """Tokens of the world as an activation array."""
     values = world.tokens(n_images * tokens_per_image).half().numpy().reshape(n_images, tokens_per_image, -1)
     template = ActivationTemplate.plan(n_images, tokens_per_image, values.shape[2], "float16")
-    writer = ActivationWriter(folder, template, {"n_prefix_tokens": 1})
+    artifact = Artifact("extract", "", folder)
+    writer = ActivationWriter(Builder(artifact), template, TokenLayout(1, (1, tokens_per_image - 1)), {})
     for shard in range(template.n_shards):
         rows = template.shard_range(shard)
         writer.write(rows.start, values[rows.start : rows.stop])
-    return Artifact("extract", "", folder)
+    return artifact
 
 
 def store_and_sweep(
@@ -225,15 +226,14 @@ def store_and_sweep(
         batch_size=batch,
         n_steps=n_steps,
         precision="bfloat16",
-        log_every=10**6,
     )
     stream = Stream(activations, range(activations.n_images), batch, 0)
-    runtime = replace(Runtime(), checkpoint_seconds=1e9)
+    runtime = Runtime(checkpoint_seconds=1e9)
     token = torch.ones(batch, dtype=torch.int64)
 
-    def trainee(i: int) -> Trainee:
+    def member(i: int) -> Member:
         out = Builder(Artifact("train", "", folder / f"sae-{i}"))
-        found = Trainee.begin(config.model_copy(update={"seed": i}), out, x, 197, ALONE)
+        found = Member.begin(config.model_copy(update={"seed": i}), out, x, 197, ALONE)
         # No checkpoint at the end: the same work as the steps in memory.
         found.save = lambda: None  # type: ignore[method-assign]
         # The first step touches its memory for the first time.
@@ -241,13 +241,13 @@ def store_and_sweep(
         return found
 
     def from_store(n: int) -> float:
-        trainees = [trainee(i) for i in range(n)]
+        members = [member(i) for i in range(n)]
         started = time.perf_counter()
-        train.train(trainees, stream, runtime, ALONE)
+        train.train(members, stream, runtime, ALONE)
         return time.perf_counter() - started
 
     def from_memory() -> float:
-        alone = trainee(0)
+        alone = member(0)
         started = time.perf_counter()
         while alone.wants_steps():
             alone.take_step(x, token)
@@ -270,16 +270,16 @@ def peak_bytes(n_latents: int, batch: int, precision: str) -> int:
 
 def _measure_peak(n_latents: int, batch: int, precision: str) -> None:
     x = World(768).tokens(batch)
-    config = config_of(ReluL1Config, n_latents=n_latents, n_steps=3, log_every=1, precision=precision)
+    config = config_of(ReluL1Config, n_latents=n_latents, n_steps=3, precision=precision)
     config = config.model_copy(update={"dead_feature_window": 0})
     with tempfile.TemporaryDirectory() as folder:
         out = Builder(Artifact("train", "", Path(folder)))
-        trainee = Trainee.begin(config, out, x, 1, ALONE)
+        member = Member.begin(config, out, x, 1, ALONE)
         for _ in range(2):
-            trainee.take_step(x, torch.ones(batch, dtype=torch.int64))
-        trainee.save()
-        trainee.take_step(x, torch.ones(batch, dtype=torch.int64))
-        trainee.sae()
+            member.take_step(x, torch.ones(batch, dtype=torch.int64))
+        member.save()
+        member.take_step(x, torch.ones(batch, dtype=torch.int64))
+        member.sae()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 

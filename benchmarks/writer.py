@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.report import Measurement, parser, report, seconds
-from pipeline.extract import write_shards
-from storage.activations import ActivationTemplate, ActivationWriter
-from storage.artifacts import Store
+from patchsae.pipeline.activations.extract import write_shards
+from patchsae.storage.activations import ActivationTemplate, ActivationWriter
+from patchsae.storage.store import Store
+from patchsae.storage.tokens import TokenLayout
 
 
 def main() -> None:
@@ -33,7 +34,7 @@ def main() -> None:
     def write_store() -> None:
         shutil.rmtree(folder / "store", ignore_errors=True)
         out = Store(folder / "store").begin(Store(folder / "store").at("extract", "0" * 64))
-        writer = ActivationWriter(out.path, template, {"n_prefix_tokens": 1})
+        writer = ActivationWriter(out, template, TokenLayout(1, (14, 14)), {})
         chunks = (
             values[start : min(start + template.chunk_images, template.shard_range(part).stop)]
             for part in range(template.n_shards)

@@ -1,1 +1,1 @@
-"""Prefect flows and the command line: the only package that knows Prefect."""
+"""Prefect flows and the command line. No other package imports Prefect."""

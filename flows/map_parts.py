@@ -1,8 +1,10 @@
-"""Parts of a stage mapped over Dask: one part is one task, written and noted in the ledger by the worker."""
+"""`DaskParts`, with which the flows compute the parts of a stage on Dask workers.
+
+One part is one Prefect task. The worker writes the part's arrays and notes the part in the ledger.
+"""
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 from collections.abc import Sequence
@@ -18,14 +20,17 @@ from prefect.futures import as_completed
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_dask.task_runners import DaskTaskRunner
 
-from flows.stage_task import is_environment
-from pipeline.config import Config
-from pipeline.progress import Reporter
-from pipeline.stage import Inputs, Runtime, Stage, map_parts_here
-from storage.artifacts import Artifact, Builder
-from storage.errors import UserError
+from patchsae.flows.stage_task import is_environment
+from patchsae.pipeline.core.config import Config
+from patchsae.pipeline.core.progress import Reporter
+from patchsae.pipeline.core.resources import Resources
+from patchsae.pipeline.core.stage import Inputs, PartStage, PartWorker, Runtime, map_parts_here, naming
+from patchsae.pipeline.experiment.kinds import STAGES
+from patchsae.storage.artifacts import Artifact, Builder
+from patchsae.storage.errors import UserError
 
-# Ctrl-C goes to every process of a terminal: workers leave it to the process that stops them.
+_HELD = "patchsae_part_worker"
+# Ctrl-C interrupts every process of a terminal. Workers ignore it, since the main process stops them.
 _WORKER_SETUP = """
 import logging, signal
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -35,32 +40,49 @@ logging.getLogger("distributed").setLevel(logging.ERROR)
 
 @dataclass(frozen=True)
 class PartJob:
-    """What a worker needs to do any part of one artifact: names and references only, no data.
+    """What a worker needs to compute any part of one artifact. It holds names and references but no data.
 
-    `function` is `module:name` of the stage's `run_part`. `threads` is 0 where the worker decides.
+    `threads` is the number of torch's threads, or 0 to leave the worker's setting.
     """
 
-    function: str
+    stage: str
     config: Config
     inputs: dict[str, Artifact]
     out: Artifact
-    device: str
-    batch_images: int
+    resources: Resources
     threads: int
 
     def run(self, part: int) -> None:
-        module, _, name = self.function.partition(":")
         if self.threads:
             torch.set_num_threads(self.threads)
-        runtime = Runtime(device=self.device, batch_images=self.batch_images)
-        run_part = getattr(importlib.import_module(module), name)
-        run_part(self.config, self.inputs, Builder(self.out), runtime, part)
+        stage, out = self._stage(), Builder(self.out)
+        with naming(f"building {self.stage} {self.out.key[:16]}"):
+            stage.do_part(self._worker(stage, out), out, part)
+
+    def _stage(self) -> PartStage:
+        stage = STAGES[self.stage]
+        assert isinstance(stage, PartStage)
+        return stage
+
+    def _worker(self, stage: PartStage, out: Builder) -> PartWorker:
+        """The `PartWorker` that this Dask worker keeps while it computes parts of this artifact."""
+        dask_worker = distributed.get_worker()
+        held = getattr(dask_worker, _HELD, None)
+        if held is None or held[0] != self.out.key:
+            # The one of the last artifact is released before this one is loaded, so that both are never in
+            # memory.
+            setattr(dask_worker, _HELD, None)
+            runtime = Runtime.here(self.resources)
+            held = (self.out.key, stage.worker(self.config, self.inputs, out, runtime))
+            setattr(dask_worker, _HELD, held)
+        worker: PartWorker = held[1]
+        return worker
 
 
 @task(
     name="part",
     task_run_name="{part}",
-    # The ledger knows which parts are done.
+    # Prefect need not remember finished parts, since the ledger does.
     cache_policy=NO_CACHE,
     persist_result=False,
     retries=2,
@@ -68,14 +90,14 @@ class PartJob:
     retry_condition_fn=is_environment,
 )
 def run_part(job: PartJob, part: int) -> int:
-    """Does one part and returns its number."""
+    """Computes one part and returns its number."""
     job.run(part)
     return part
 
 
 @flow(name="parts", flow_run_name="{stage}", validate_parameters=False, persist_result=False)
 def run_parts(stage: str, key: str, parts: list[int], n_done: int, job: PartJob, reporter: Reporter) -> None:
-    """Maps the missing parts of one artifact over the workers. Raises what the first failing part raised."""
+    """Maps the missing parts of one artifact over the workers. Raises the error of the first failing part."""
     futures = run_part.map(unmapped(job), parts)
     with reporter.bar(stage, n_done + len(parts), "parts", n_done) as bar:
         for future in as_completed(futures):
@@ -90,11 +112,12 @@ def run_parts(stage: str, key: str, parts: list[int], n_done: int, job: PartJob,
 
 
 class DaskParts:
-    """A stage's `map_parts` on Dask.
+    """Computes the parts of stages on Dask, as a `Runtime`'s `map_parts`.
 
-    `address` is `local`, `none`, or that of a scheduler. The local cluster has one process per core (one
-    with CUDA), of one thread each; it is started for the first stage with two parts or more to do and kept
-    for the next ones. Fewer parts, or a single core, are not worth a cluster: they are done in this process.
+    `address` is `local`, `none` (this process), or the address of a scheduler. The local cluster has one
+    process of one thread per core. It is started for the first stage with two parts or more to do, and kept
+    for the stages after it. With CUDA, with a single core, or with a single part, `local` computes the parts
+    in this process.
     """
 
     def __init__(self, address: str) -> None:
@@ -112,26 +135,24 @@ class DaskParts:
 
     def __call__(
         self,
-        stage: Stage,
+        stage: PartStage,
         config: Config,
         inputs: Inputs,
         out: Builder,
         runtime: Runtime,
         parts: Sequence[int],
     ) -> None:
-        assert stage.run_part is not None
         n_workers = 1 if runtime.device.startswith("cuda") else os.cpu_count() or 1
         is_local = self.address == "local"
         if self.address == "none" or (is_local and min(len(parts), n_workers) < 2):
             map_parts_here(stage, config, inputs, out, runtime, parts)
             return
         job = PartJob(
-            f"{stage.run_part.__module__}:{stage.run_part.__qualname__}",
+            stage.name,
             config,
             {role: _reference(artifact) for role, artifact in inputs.items()},
             _reference(out.artifact),
-            runtime.device,
-            runtime.batch_images,
+            runtime.resources(),
             threads=1 if is_local else 0,
         )
         address = self._local_address(n_workers) if is_local else self.address
@@ -139,7 +160,8 @@ class DaskParts:
             flow_run_name=f"{stage.name} {out.key[:16]}",
             task_runner=DaskTaskRunner(address=address),  # type: ignore[arg-type]
         )
-        # Without this each worker would start a server of its own where none is configured.
+        # Workers are told the server's address, since without one each worker would start a server of its
+        # own.
         url = str(get_client(sync_client=True).api_url)
         with temporary_settings({PREFECT_API_URL: url}):
             mapped(
@@ -157,7 +179,7 @@ class DaskParts:
             self._cluster = distributed.LocalCluster(
                 n_workers=n_workers,
                 threads_per_worker=1,
-                # A part holds no Dask data, so there is nothing for Dask to spill or to pause for.
+                # No memory limit: parts return no data to Dask, so Dask could free no memory by spilling.
                 memory_limit=0,
                 dashboard_address=":0",
                 preload=[_WORKER_SETUP],
@@ -166,5 +188,5 @@ class DaskParts:
 
 
 def _reference(artifact: Artifact) -> Artifact:
-    """The artifact without its manifest, which may be large and which the worker reads again."""
+    """The artifact without its cached manifest, which may be large and which the worker reads itself."""
     return Artifact(artifact.stage, artifact.key, artifact.path)

@@ -1,42 +1,42 @@
-"""What a run may use: a device, processes, Dask. Nothing here changes a result."""
+"""`Resources` as a parameter of flows, and checks that the device, loggers and Dask scheduler are there."""
 
 from __future__ import annotations
 
+import dataclasses
 import socket
+import typing
 import urllib.parse
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from pipeline.metric_writers import check_logs
-from storage.errors import UserError
+from patchsae.pipeline.core.resources import Resources
+from patchsae.pipeline.training.writers import check_logs
+from patchsae.storage.errors import UserError
 
 
-class Resources(BaseModel):
-    """What may differ between two runs without changing a byte of the result."""
+def _field(setting: dataclasses.Field[Any]) -> Any:
+    kind = typing.get_type_hints(Resources)[setting.name]
+    least, sentence = setting.metadata["least"], setting.metadata["description"]
+    return kind, Field(setting.default, ge=least, description=sentence)
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    device: str | None = Field(None, description="cpu, cuda or cuda:1; empty: CUDA where there is one.")
-    workers: int | None = Field(
-        None, ge=0, description="Processes that decode images; empty: half the cores, none on a CPU."
-    )
-    checkpoint_seconds: float = Field(60.0, gt=0, description="Seconds between two checkpoints of training.")
-    processes: int = Field(
-        1, ge=1, description="Processes (GPUs) of this machine that train one SAE together, by torchrun."
-    )
-    torchrun: str = Field("--standalone", description="torchrun's arguments where machines train together.")
-    members: int = Field(8, ge=1, description="SAEs trained in one pass over the activations, at most.")
-    log: tuple[str, ...] = Field((), description="Where training metrics go too: tensorboard, wandb.")
-    dask: str = Field(
-        "local",
-        description="Where parts of statistics and masking run: `local` (one process per core), "
-        "`none` (this process), or the address of a Dask scheduler (tcp://host:8786).",
-    )
+ResourcesModel: type[BaseModel] = create_model(
+    "Resources",
+    __config__=ConfigDict(frozen=True, extra="forbid"),
+    __doc__=Resources.__doc__,
+    **{setting.name: _field(setting) for setting in dataclasses.fields(Resources)},
+)
+"""`Resources` as a pydantic model, from which Prefect gets a schema with sentences and checks values."""
+
+
+def resources_of(model: BaseModel) -> Resources:
+    return Resources(**model.model_dump())
 
 
 def check_resources(resources: Resources) -> None:
-    """Raises UserError, before anything is started, if the device or the scheduler is not there."""
+    """Raises UserError if the device, a logger or the Dask scheduler is not there; called before a run."""
     _check_device(resources.device)
     check_logs(resources.log)
     _check_dask(resources.dask)
@@ -58,7 +58,7 @@ def _check_device(name: str | None) -> None:
 
 
 def _check_dask(address: str) -> None:
-    """Raises UserError if `address` is neither `local` nor `none` nor that of a scheduler that listens."""
+    """Raises UserError unless `address` is `local`, `none`, or that of a scheduler that answers."""
     if address in ("local", "none"):
         return
     try:

@@ -1,7 +1,8 @@
-"""The one Prefect task: it builds the artifact of a node, or is `Cached` because its manifest is there.
+"""`run_stage`: the Prefect task that builds the artifact of a node, for the flows of experiments and stages.
 
-The store decides; Prefect's cache mirrors it. The cache key is the artifact's key, the cached result a small
-reference, and whoever calls the task sets `refresh_cache` when the artifact is not committed.
+The store decides whether an artifact is built; Prefect's cache only mirrors the store. The cache key of the
+task is the artifact's key, and its cached result is a small reference. The caller sets `refresh_cache` if the
+artifact is not committed. So Prefect shows the task as `Cached` exactly if the artifact is there.
 """
 
 from __future__ import annotations
@@ -20,17 +21,18 @@ from prefect.concurrency.sync import concurrency
 from prefect.context import TaskRunContext
 from prefect.exceptions import ObjectNotFound
 
-from flows.show import number
-from flows.temporary_server import has_lasting_server
-from storage.artifacts import Artifact, Store
-from storage.errors import UserError
+from patchsae.flows.server import has_lasting_server
+from patchsae.pipeline.core.text import number
+from patchsae.pipeline.experiment.kinds import STAGES
+from patchsae.storage.artifacts import Artifact
+from patchsae.storage.errors import UserError
+from patchsae.storage.store import Store
 
 GPU_LIMIT = "gpu"
-_STAGES_WITHOUT_GPU = {"index", "weights", "import"}
 
 
 class Reference(TypedDict):
-    """Where an artifact is; the result of a task."""
+    """The place of an artifact in the store; the result of a task."""
 
     stage: str
     key: str
@@ -38,8 +40,11 @@ class Reference(TypedDict):
 
 
 class Build:
-    """The work of a task. It stays in this process: Prefect copies a task's parameters to the Dask workers of
-    flows inside it, which have no use for it."""
+    """The function that a task calls to build its artifact.
+
+    Prefect copies the parameters of a task to the Dask workers of flows inside it. A copy of this object is
+    empty, since those workers do not need it.
+    """
 
     def __init__(self, call: Callable[[], Artifact] | None) -> None:
         self._call = call
@@ -53,12 +58,12 @@ class Build:
 
 
 def cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str:
-    """The artifact's key, after its stage."""
+    """The stage and the key of the artifact, as Prefect's cache key."""
     return f"{parameters['stage']}-{parameters['key']}"
 
 
 def is_environment(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-    """Whether a failure may pass by itself: a full network, a lost mount. A bug or a bad input does not."""
+    """Whether a failure may pass by itself, such as a lost mount. Only such failures are retried."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, OSError)
 
@@ -73,7 +78,7 @@ def is_environment(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -
     retry_condition_fn=is_environment,
 )
 def run_stage(experiment: str, address: str, stage: str, key: str, device: str, build: Build) -> Reference:
-    """Builds one artifact and shows its summary as a table in Prefect."""
+    """Builds one artifact, and shows its summary as a table in Prefect."""
     with gpu_slot(stage, device):
         artifact = build()
     create_table_artifact(
@@ -85,22 +90,23 @@ def run_stage(experiment: str, address: str, stage: str, key: str, device: str, 
 
 
 def results_folder(store: Store) -> Path:
-    """Where Prefect keeps the references, inside the store."""
+    """The folder of the store in which Prefect keeps the results of tasks, which are references."""
     return store.root / "prefect" / "results"
 
 
 def slug(text: str) -> str:
-    """A name Prefect accepts as an artifact's key: lower-case letters, digits and single dashes."""
+    """`text` as a name that Prefect accepts for an artifact: lower-case letters, digits and single dashes."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 @contextlib.contextmanager
 def gpu_slot(stage: str, device: str) -> Iterator[None]:
-    """Holds the GPU's place on a server that several runs share; nothing on a CPU or a temporary server.
+    """Holds the GPU's place on a server that several runs share, so that one run at a time uses the GPU.
 
-    Raises UserError if the server has no such limit.
+    It does nothing on a CPU, for a stage that uses no GPU, and with a temporary server. Raises UserError if
+    the server has no concurrency limit `gpu`.
     """
-    if not device.startswith("cuda") or stage in _STAGES_WITHOUT_GPU or not has_lasting_server():
+    if not device.startswith("cuda") or not STAGES[stage].uses_gpu or not has_lasting_server():
         yield
         return
     with get_client(sync_client=True) as client:
@@ -111,6 +117,6 @@ def gpu_slot(stage: str, device: str) -> Iterator[None]:
                 f"the Prefect server has no concurrency limit `{GPU_LIMIT}`, so two runs could share a GPU; "
                 f"create it with `prefect gcl create {GPU_LIMIT} --limit 1`."
             ) from None
-    # A server that is away for a moment must not end hours of training.
+    # A server that does not answer for a moment must not end hours of training.
     with concurrency(GPU_LIMIT, occupy=1, strict=True, raise_on_lease_renewal_failure=False):
         yield

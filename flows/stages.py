@@ -1,17 +1,22 @@
-"""One flow per stage, each for its own deployment: it runs that stage of an experiment, and nothing else."""
+"""One flow per stage, which runs the nodes of that stage alone; prefect.yaml has a deployment for each.
+
+The flow of a stage is an attribute of this module with the stage's name, such as
+`patchsae.flows.stages.train`.
+"""
 
 from __future__ import annotations
 
 from prefect import Flow, flow
 
-from flows.experiment import run_nodes
-from flows.request import check_can_run, open_work
-from flows.resources import Resources, check_resources
-from flows.stage_task import Reference
+from patchsae.flows.experiment import run_nodes
+from patchsae.flows.resources import ResourcesModel, check_resources, resources_of
+from patchsae.flows.stage_task import Reference
+from patchsae.pipeline.experiment.kinds import STAGES
+from patchsae.pipeline.experiment.request import check_can_run, open_work
 
 
 def stage_flow(stage: str) -> Flow[..., dict[str, Reference]]:
-    """The flow that runs the nodes of one stage; what feeds them must be in the store."""
+    """The flow that runs the nodes of one stage. Their inputs must be in the store."""
 
     @flow(name=stage, flow_run_name="{experiment}")
     def run(
@@ -20,29 +25,22 @@ def stage_flow(stage: str) -> Flow[..., dict[str, Reference]]:
         store: str | None = None,
         overrides: list[str] | None = None,
         rerun: bool = False,
-        resources: Resources = Resources(),  # noqa: B008 (frozen)
+        resources: ResourcesModel = ResourcesModel(),  # noqa: B008 (frozen)
     ) -> dict[str, Reference]:
         """Runs one stage of an experiment.
 
-        experiment: a preset's name or a YAML file; name: only this one of the stage (`relu` of `train/relu`);
-        store: PATCHSAE_STORE or ./store if empty; overrides: PATH=VALUE strings; rerun: build it again.
+        experiment: the name of a preset or a YAML file. name: run only this node of the stage (`relu` for
+        `train/relu`). store: a folder; if empty, PATCHSAE_STORE or ./store. overrides: PATH=VALUE strings.
+        rerun: build artifacts even if they are in the store.
         """
         word = f"{stage}/{name}" if name else stage
         work = open_work(experiment, overrides or [], store, [word], [word] if rerun else [])
         check_can_run(work)
-        check_resources(resources)
-        return run_nodes(work, resources)
+        check_resources(chosen := resources_of(resources))
+        return run_nodes(work, chosen)
 
     return run
 
 
-index = stage_flow("index")
-weights = stage_flow("weights")
-extract = stage_flow("extract")
-classifier = stage_flow("classifier")
-train = stage_flow("train")
-import_ = stage_flow("import")
-statistics = stage_flow("statistics")
-masking = stage_flow("masking")
-reconstruction = stage_flow("reconstruction")
-frontier = stage_flow("frontier")
+FLOWS = {name: stage_flow(name) for name in STAGES}
+globals().update(FLOWS)

@@ -1,1 +1,1 @@
-"""Where bytes live: keys, artifacts, activations, tables, checkpoints. Imports neither torch nor Prefect."""
+"""How artifacts lie on the disk: keys, manifests, activations, tables. Imports neither torch nor Prefect."""

@@ -1,7 +1,7 @@
-"""Cached activations: one Zarr v3 array (image, token, channel) per artifact, written in whole shards.
+"""Cached activations: one Zarr v3 array (image, token, channel) per artifact of the stage `extract`.
 
-A shard is the unit of writing and of resuming, a chunk the unit of reading. Chunks carry a crc32c, so a
-flipped byte is an error and not a number; a shard that was never written reads as NaN.
+A shard is the unit of writing and of resuming; a chunk is the unit of reading. Every chunk has a crc32c, so
+reading a damaged chunk raises an error. A shard that was never written reads as NaN.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import google_crc32c
 import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 
-from storage.artifacts import Artifact
-from storage.atomic import write_atomic
-from storage.errors import UserError
-from storage.keys import digest_buffers
-from storage.ledger import FileRecord
+from patchsae.storage.artifacts import Artifact, Builder
+from patchsae.storage.atomic import write_atomic
+from patchsae.storage.errors import UserError
+from patchsae.storage.keys import digest_buffers
+from patchsae.storage.ledger import FileRecord
+from patchsae.storage.shards import NAN_BITS, encode
+from patchsae.storage.tokens import TokenLayout
 
 ActivationDtype = Literal["float16", "bfloat16"]
 
@@ -30,15 +31,11 @@ ARRAY = "activations.zarr"
 DIMENSIONS = ("image", "token", "channel")
 _CHUNK_BYTES = 2_500_000
 _SHARD_BYTES = 200_000_000
-# Zarr has no bfloat16: its bits are stored as uint16 and the attribute `dtype` says so.
-_NAN_BITS = {"float16": 0x7E00, "uint16": 0x7FC0}
-_CRC_BYTES = 4
-_ABSENT = np.iinfo(np.uint64).max
 
 
 @dataclass(frozen=True)
 class ActivationTemplate:
-    """The array before it has data: the shape decides chunks and shards, and so the parts of the work."""
+    """The shape of an activation array, and its chunks and shards. One shard is one part of the work."""
 
     n_images: int
     tokens_per_image: int
@@ -51,8 +48,10 @@ class ActivationTemplate:
     def plan(
         cls, n_images: int, tokens_per_image: int, width: int, dtype: ActivationDtype
     ) -> ActivationTemplate:
-        """Chunks of about 2.5 MB and shards of about 200 MB, and at least eight shards where there are
-        enough images, so that small data sets resume too."""
+        """Chunks of about 2.5 MB and shards of about 200 MB.
+
+        There are at least eight shards if there are eight chunks, so that small datasets can be resumed too.
+        """
         image_bytes = tokens_per_image * width * 2
         chunk_images = max(1, _CHUNK_BYTES // image_bytes)
         n_chunks = math.ceil(n_images / chunk_images)
@@ -76,22 +75,26 @@ class ActivationTemplate:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of the data on disk, without the few per cent of indexes."""
+        """Bytes of the array's data. Padding, checksums and indexes come to it, a few per cent."""
         return self.n_images * self.tokens_per_image * self.width * 2
 
     def shard_range(self, shard: int) -> range:
-        """The images of a shard."""
+        """The rows of the images in a shard."""
         return range(shard * self.shard_images, min((shard + 1) * self.shard_images, self.n_images))
 
 
 class ActivationWriter:
-    """Writes whole shards. Several writers may work on different shards at once."""
+    """Writes whole shards of an activation array. Several writers may write different shards at once."""
 
-    def __init__(self, folder: Path, template: ActivationTemplate, attributes: Mapping[str, Any]) -> None:
-        self.folder = folder / ARRAY
+    def __init__(
+        self, out: Builder, template: ActivationTemplate, layout: TokenLayout, attributes: Mapping[str, Any]
+    ) -> None:
+        self.folder = out.path / ARRAY
         self.template = template
-        if not (self.folder / "zarr.json").is_file():
-            self._create(attributes)
+        metadata = self.folder / "zarr.json"
+        if not metadata.is_file():
+            self._create({**layout.attributes(), **attributes})
+        out.add(metadata)
 
     def _create(self, attributes: Mapping[str, Any]) -> None:
         t = self.template
@@ -102,7 +105,7 @@ class ActivationWriter:
             chunks=(t.chunk_images, t.tokens_per_image, t.width),
             shards=(t.shard_images, t.tokens_per_image, t.width),
             dtype="float16" if is_float16 else "uint16",
-            fill_value=float("nan") if is_float16 else _NAN_BITS["uint16"],
+            fill_value=float("nan") if is_float16 else NAN_BITS["uint16"],
             compressors=[Crc32cCodec()],
             serializer=BytesCodec(),
             dimension_names=DIMENSIONS,
@@ -111,17 +114,15 @@ class ActivationWriter:
             overwrite=True,
         )
 
-    def metadata_file(self) -> Path:
-        return self.folder / "zarr.json"
-
     def shard_file(self, shard: int) -> Path:
         return self.folder / "c" / str(shard) / "0" / "0"
 
     def write(self, start: int, values: np.ndarray) -> FileRecord:
-        """Writes one whole shard, atomically and onto the disk for good, and returns what the ledger needs.
+        """Writes one whole shard atomically, forces it to the disk, and returns its record for the ledger.
 
-        `values`: [images, tokens, channels], float16, or uint16 bits of bfloat16. Raises ValueError if
-        `values` is not exactly one shard: two writers of one shard would overwrite each other.
+        `values` [images, tokens, channels] begin at image `start`; float16, or uint16 bits of bfloat16.
+        Raises ValueError if they are not exactly one shard: two writers of one shard would overwrite each
+        other.
         """
         shard, offset = divmod(start, self.template.shard_images)
         expected = self.template.shard_range(shard)
@@ -131,8 +132,8 @@ class ActivationWriter:
                 f"({expected.start} to {expected.stop}): two writers would race on it"
             )
         path = self.shard_file(shard)
-        buffers = encode_shard(values, self.template.chunk_images, self.template.chunks_per_shard)
-        # Digests take as long as the disk, so both go at once.
+        buffers = encode(values, self.template.chunk_images, self.template.chunks_per_shard)
+        # The digest takes about as long as writing to the disk, so a thread computes it at the same time.
         with ThreadPoolExecutor(1) as pool:
             digest = pool.submit(digest_buffers, buffers)
             write_atomic(path, *buffers)
@@ -143,39 +144,8 @@ class ActivationWriter:
             )
 
 
-def encode_shard(values: np.ndarray, chunk_images: int, chunks_per_shard: int) -> list[memoryview]:
-    """A shard in Zarr v3's sharding format: chunks, each followed by its crc32c, then an index of (offset, size)
-    pairs with a crc32c of its own.
-
-    Equal to what Zarr writes and several times as fast, since nothing is copied or read back. The last chunk
-    is padded with NaN to full size; chunks past the end of the array are marked absent, as the format has it.
-    """
-    index = np.full((chunks_per_shard, 2), _ABSENT, "<u8")
-    buffers: list[memoryview] = []
-    offset = 0
-    bits = np.ascontiguousarray(values).view(np.uint16)
-    for number, start in enumerate(range(0, len(bits), chunk_images)):
-        chunk = bits[start : start + chunk_images]
-        if len(chunk) < chunk_images:
-            padded = np.full((chunk_images, *bits.shape[1:]), _NAN_BITS[str(values.dtype)], np.uint16)
-            padded[: len(chunk)] = chunk
-            chunk = padded
-        buffers += _with_crc32c(chunk)
-        index[number] = (offset, chunk.nbytes + _CRC_BYTES)
-        offset += chunk.nbytes + _CRC_BYTES
-    return [*buffers, *_with_crc32c(index)]
-
-
-def _with_crc32c(data: np.ndarray) -> tuple[memoryview, memoryview]:
-    flat = data.reshape(-1).view(np.uint8)
-    return memoryview(flat.data), memoryview(google_crc32c.value(flat).to_bytes(_CRC_BYTES, "little"))
-
-
 class Activations:
-    """The cached activations of one artifact, read only.
-
-    `read` returns float16, or uint16 bits when `dtype` is `bfloat16`.
-    """
+    """Reads the cached activations of one artifact."""
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
@@ -185,7 +155,7 @@ class Activations:
         self.n_images, self.tokens_per_image, self.width = self._array.shape
         self.chunk_images: int = self._array.chunks[0]
         self.shard_images: int = (self._array.shards or self._array.chunks)[0]
-        self.n_prefix_tokens: int = self.attributes["n_prefix_tokens"]
+        self.layout = TokenLayout.of(self.attributes)
 
     @property
     def n_shards(self) -> int:
@@ -195,7 +165,11 @@ class Activations:
         return range(shard * self.shard_images, min((shard + 1) * self.shard_images, self.n_images))
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Images `start` to `stop`: [images, tokens, channels]. Raises UserError naming a damaged shard."""
+        """The activations of images `start` to `stop` as stored: [images, tokens, channels].
+
+        Their type is float16, or uint16 bits if `dtype` is `bfloat16`. Raises UserError naming a damaged
+        shard.
+        """
         try:
             return np.asarray(self._array[start:stop])
         except (ValueError, OSError) as error:
@@ -207,7 +181,7 @@ class Activations:
             ) from error
 
     def chunk_ranges(self, start: int, stop: int) -> list[range]:
-        """The chunks that cover images `start` to `stop`, cut to that range."""
+        """The rows `start` to `stop`, split where chunks begin."""
         first = start // self.chunk_images
         last = -(-stop // self.chunk_images)
         return [
@@ -217,7 +191,7 @@ class Activations:
 
 
 def to_float32(values: np.ndarray, dtype: ActivationDtype) -> np.ndarray:
-    """Stored values as float32, exactly. `values`: float16, or uint16 bits of bfloat16."""
+    """Stored values, which are float16 or uint16 bits of bfloat16, as float32. The conversion is exact."""
     if dtype == "float16":
         return values.astype(np.float32)
     return (values.astype(np.uint32) << 16).view(np.float32)

@@ -1,76 +1,36 @@
-"""The artifact store: committed folders, each named by its key and described by its manifest.
-
-Layout of a store:
-
-    <stage>/<first 16 digits of the key>/    manifest.json, ledger/, tables/, activations.zarr/, ...
-    locks/                                   one lock file per artifact
-    experiments/<name>.json                  which artifacts a named experiment reached
-"""
+"""`Artifact`, with which stages read a committed artifact, and `Builder`, with which they write a new one."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import numpy as np
+import polars as pl
+from pydantic import ValidationError
 
-from storage.atomic import explaining_full_disk, lock, remove_temporaries, write_atomic
-from storage.errors import UserError
-from storage.keys import artifact_key, canonical_json, digest_file, digest_json
-from storage.ledger import FileRecord, Ledger
+from patchsae.storage import checkpoints, scratch, tables
+from patchsae.storage.atomic import write_atomic
+from patchsae.storage.checkpoints import Checkpoints
+from patchsae.storage.errors import UserError
+from patchsae.storage.keys import canonical_json, digest_file
+from patchsae.storage.ledger import Ledger
+from patchsae.storage.manifest import FILE as MANIFEST
+from patchsae.storage.manifest import KEY_DIGITS, Manifest
+from patchsae.storage.scratch import ScratchArrays
+from patchsae.storage.tables import TableSchema, Values
 
-Summary = dict[str, float | int | str | None]
-State = Literal["committed", "partial", "damaged"]
-
-_MANIFEST = "manifest.json"
-_DIRECTORY_DIGITS = 16
-# What resuming needs and a finished artifact does not; deleted once the manifest is written.
-PARTS = "parts"
-CHECKPOINTS = "checkpoints"
-_SCRATCH = (PARTS, CHECKPOINTS)
-
-
-class Manifest(BaseModel):
-    """What is known of a committed artifact. `digest` covers everything else in it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    stage: str
-    version: int
-    key: str
-    identity: str
-    config: dict[str, Any]
-    inputs: dict[str, str]
-    outputs: list[FileRecord]
-    summary: Summary
-    provenance: dict[str, Any]
-    digest: str = ""
-
-    def _computed_digest(self) -> str:
-        return digest_json(self.model_dump(exclude={"digest"}))
-
-    def sealed(self) -> Manifest:
-        return self.model_copy(update={"digest": self._computed_digest()})
-
-    def fault(self) -> str | None:
-        """Why this manifest cannot be believed, or None."""
-        if self.digest != self._computed_digest():
-            return "its content does not match its own digest (it was edited or damaged)"
-        if self.key != artifact_key(self.stage, self.version, self.config, self.inputs):
-            return "its key does not match its config and inputs"
-        return None
+_LOGS = "logs"
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A reference to an artifact's folder; small, and safe to send to another process."""
+    """A reference to an artifact's folder. It is small and can be sent to another process."""
 
     stage: str
     key: str
@@ -79,7 +39,7 @@ class Artifact:
     @cached_property
     def manifest(self) -> Manifest:
         """The checked manifest. Raises UserError if the artifact is not committed or was tampered with."""
-        path = self.path / _MANIFEST
+        path = self.path / MANIFEST
         try:
             manifest = Manifest.model_validate_json(path.read_bytes())
         except FileNotFoundError:
@@ -90,23 +50,47 @@ class Artifact:
             ) from None
         fault = manifest.fault()
         if fault is None and manifest.key != self.key:
-            fault = f"it belongs to the key {manifest.key[:_DIRECTORY_DIGITS]}"
+            fault = f"it belongs to the key {manifest.key[:KEY_DIGITS]}"
         if fault:
             raise UserError(f"{path}: {fault}; run the stage again to rebuild what cannot be trusted.")
         return manifest
 
     @property
     def is_committed(self) -> bool:
-        return (self.path / _MANIFEST).is_file()
+        return (self.path / MANIFEST).is_file()
 
     @property
     def identity(self) -> str:
-        """What artifacts made from this one carry in their keys."""
+        """What goes into the keys of artifacts made from this one. Raises UserError as `manifest` does."""
         return self.manifest.identity
 
     @property
     def ledger(self) -> Ledger:
         return Ledger(self.path)
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.path)
+
+    def read(self, name: str) -> bytes:
+        """The content of one of its files. Raises UserError if the file cannot be read."""
+        try:
+            return (self.path / name).read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"{self.path / name}: cannot be read ({error.strerror}); run {self.stage} again."
+            ) from None
+
+    def table_files(self, name: str) -> list[Path]:
+        """The files of one of its tables, in the order of their parts; empty if it has no such table."""
+        return [self.path / o.path for o in self.manifest.outputs if tables.table_of(o.path) == name]
+
+    def scan(self, name: str) -> pl.LazyFrame:
+        """One of its tables as a lazy frame. Raises UserError if it has no such table."""
+        files = self.table_files(name)
+        if not files:
+            raise UserError(f"{self.path}: has no table `{name}`.")
+        return pl.scan_parquet(files)
 
     def fault(self) -> str | None:
         """Why a committed artifact cannot be used (bad manifest, missing or truncated file), or None."""
@@ -120,9 +104,9 @@ class Artifact:
         return None
 
     def damaged_files(self, on_file: Callable[[], object] = lambda: None) -> list[str]:
-        """Every output whose content does not match its digest, relative to the artifact. Reads everything.
+        """The paths, relative to the artifact, of all outputs whose content does not match their digest.
 
-        `on_file` is called after each file.
+        Reads every file. `on_file` is called after each file.
         """
         damaged = []
         for output in self.manifest.outputs:
@@ -133,7 +117,7 @@ class Artifact:
         return damaged
 
     def n_bytes(self) -> int:
-        """Size on disk of everything in the folder, which may be growing."""
+        """Bytes of all files in the folder. Other processes may add and delete files meanwhile."""
         total = 0
         for path in self.path.rglob("*"):
             with contextlib.suppress(FileNotFoundError):
@@ -143,7 +127,11 @@ class Artifact:
 
 @dataclass
 class Builder:
-    """An artifact being made. Write below `path`, then return; the store commits it."""
+    """Writes the files of a new artifact. When the stage returns, the store commits it.
+
+    `outputs` are the files of the result, beside those in the ledger. `identity` is what goes into the keys
+    of artifacts made from this one; the artifact's key if it is None.
+    """
 
     artifact: Artifact
     outputs: list[Path] = field(default_factory=list)
@@ -161,8 +149,12 @@ class Builder:
     def ledger(self) -> Ledger:
         return self.artifact.ledger
 
+    @property
+    def checkpoints(self) -> Checkpoints:
+        return self.artifact.checkpoints
+
     def add(self, path: Path) -> None:
-        """Declares a file, outside the ledger, as part of the result. A file may be rewritten and added again."""
+        """Declares a file of the result that the ledger does not list. It may be added more than once."""
         if path not in self.outputs:
             self.outputs.append(path)
 
@@ -173,160 +165,42 @@ class Builder:
         self.add(path)
         return path
 
+    def write_table(self, schema: TableSchema, values: Values, part: int | None = None) -> None:
+        """Writes a table, or the part `part` of one, and declares it."""
+        path = self.path / tables.file_name(schema, part)
+        tables.write(path, schema, values, self.key)
+        self.add(path)
 
-def _is_scratch(path: str) -> bool:
-    return path.split("/", 1)[0] in _SCRATCH
+    def write_scratch(self, name: str, part: int, arrays: Mapping[str, np.ndarray]) -> Path:
+        """Writes arrays that are deleted when the artifact is committed; returns the file for the ledger."""
+        return scratch.write(self.path, name, part, arrays)
 
+    def scratch(self, name: str, part: int) -> ScratchArrays:
+        """The arrays that `write_scratch` wrote under this name and part."""
+        return ScratchArrays(scratch.file_of(self.path, name, part))
 
-class Store:
-    """The only truth about what has been computed."""
+    def write_scratch_json(self, name: str, part: int, value: object) -> Path:
+        """Writes a JSON value that is deleted when the artifact is committed; returns its file."""
+        path = self._scratch_json(name, part)
+        write_atomic(path, canonical_json(value).encode())
+        return path
 
-    def __init__(self, uri: str | os.PathLike[str]) -> None:
-        text = os.fspath(uri)
-        if "://" in text and not text.startswith("file://"):
-            raise UserError(
-                f"--store {text}: only local folders (a path or file:///path) can be a store at present; "
-                "mount the bucket or give a local path."
-            )
-        self.root = Path(text.removeprefix("file://")).expanduser().absolute()
-        if self.root.exists() and not self.root.is_dir():
-            raise UserError(f"--store {self.root}: is a file; give a folder.")
+    def has_scratch_json(self, name: str, part: int) -> bool:
+        return self._scratch_json(name, part).is_file()
 
-    def check_writable(self) -> None:
-        """Makes the store's folder. Raises UserError if nothing can be written there."""
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            writable = os.access(self.root, os.W_OK | os.X_OK)
-        except OSError:
-            writable = False
-        if not writable:
-            raise UserError(f"--store {self.root}: nothing can be written there; give another folder.")
+    def scratch_json(self, name: str, part: int) -> Any:
+        """The value that `write_scratch_json` wrote under this name and part."""
+        return json.loads(self._scratch_json(name, part).read_bytes())
 
-    def at(self, stage: str, key: str) -> Artifact:
-        return Artifact(stage, key, self.root / stage / key[:_DIRECTORY_DIGITS])
+    def _scratch_json(self, name: str, part: int) -> Path:
+        return self.path / scratch.FOLDER / f"{name}-{part:06d}.json"
 
-    def is_usable(self, stage: str, key: str) -> bool:
-        """Whether the artifact is committed and whole (sizes; digests are `verify`'s work)."""
-        artifact = self.at(stage, key)
-        return artifact.is_committed and artifact.fault() is None
+    def session_folder(self) -> Path:
+        """A folder for files that the processes building the artifact share; deleted when it is committed."""
+        folder = self.path / checkpoints.FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
-    @contextlib.contextmanager
-    def locked(self, artifact: Artifact, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-        """Holds the lock of one artifact; a second process that wants to build it waits here."""
-        name = f"{artifact.stage}-{artifact.key[:_DIRECTORY_DIGITS]}.lock"
-        with explaining_full_disk(self.root), lock(self.root / "locks" / name, on_wait):
-            yield
-
-    def begin(self, artifact: Artifact) -> Builder:
-        """Prepares the folder for building, keeping finished parts. Call it holding the lock."""
-        artifact.path.mkdir(parents=True, exist_ok=True)
-        self.uncommit(artifact)
-        remove_temporaries(artifact.path)
-        return Builder(artifact)
-
-    def commit(
-        self,
-        builder: Builder,
-        version: int,
-        config: Mapping[str, Any],
-        inputs: Mapping[str, str],
-        summary: Summary,
-        provenance: Mapping[str, Any],
-    ) -> Artifact:
-        """Writes the manifest: from here on the artifact exists."""
-        ledger = builder.ledger
-        recorded = [
-            file
-            for entry in sorted(ledger.folder.glob("part-*.json"))
-            for file in ledger.files(int(entry.stem.split("-")[1]))
-        ]
-        declared = [FileRecord.of(builder.path, path) for path in builder.outputs]
-        outputs = {file.path: file for file in (*recorded, *declared) if not _is_scratch(file.path)}
-        manifest = Manifest(
-            stage=builder.artifact.stage,
-            version=version,
-            key=builder.key,
-            identity=builder.identity or builder.key,
-            config=dict(config),
-            inputs=dict(inputs),
-            outputs=sorted(outputs.values(), key=lambda file: file.path),
-            summary=summary,
-            provenance=dict(provenance),
-        ).sealed()
-        write_atomic(builder.path / _MANIFEST, manifest.model_dump_json(indent=1).encode())
-        if any(_is_scratch(file.path) for file in recorded):
-            shutil.rmtree(ledger.folder)
-        for name in _SCRATCH:
-            shutil.rmtree(builder.path / name, ignore_errors=True)
-        return Artifact(builder.artifact.stage, builder.key, builder.path)
-
-    def uncommit(self, artifact: Artifact) -> None:
-        """Takes back the manifest, so that the next run completes the artifact from its sound parts."""
-        (artifact.path / _MANIFEST).unlink(missing_ok=True)
-
-    def discard(self, artifact: Artifact) -> None:
-        """Deletes an artifact: manifest first, so that a kill in between leaves no lie."""
-        self.uncommit(artifact)
-        shutil.rmtree(artifact.path, ignore_errors=False)
-
-    def artifacts(self) -> Iterator[tuple[Artifact, State]]:
-        """Everything in the store, committed or not, by stage and then age."""
-        for folder in sorted(
-            self.root.glob("*/*/"), key=lambda path: (path.parent.name, path.stat().st_mtime)
-        ):
-            if folder.parent.name in ("locks", "experiments"):
-                continue
-            if len(folder.name) != _DIRECTORY_DIGITS:
-                continue
-            artifact = Artifact(folder.parent.name, self._key_of(folder), folder)
-            if not artifact.is_committed:
-                yield artifact, "partial"
-            else:
-                yield artifact, "damaged" if artifact.fault() else "committed"
-
-    def committed(self, stage: str | None = None) -> list[Artifact]:
-        """The artifacts that can be read."""
-        return [a for a, state in self.artifacts() if state == "committed" and stage in (None, a.stage)]
-
-    @staticmethod
-    def _key_of(folder: Path) -> str:
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
-            return str(json.loads((folder / _MANIFEST).read_bytes())["key"])
-        return folder.name
-
-    def free_bytes(self) -> int:
-        """Space left where the store is, or will be."""
-        folder = self.root
-        while not folder.exists():
-            folder = folder.parent
-        return shutil.disk_usage(folder).free
-
-    def record_experiment(self, name: str, artifacts: Mapping[str, tuple[str, str]]) -> None:
-        """Notes which (stage, key) each address of a named experiment stands for; `gc` keeps those."""
-        write_atomic(
-            self.root / "experiments" / f"{name}.json",
-            canonical_json({address: list(pair) for address, pair in artifacts.items()}).encode(),
-        )
-
-    def forget_experiment(self, name: str) -> None:
-        """Drops the record of a named experiment, so that `gc` may take what only that one needed.
-
-        Raises UserError if there is none of that name.
-        """
-        try:
-            (self.root / "experiments" / f"{name}.json").unlink()
-        except FileNotFoundError:
-            known = ", ".join(self.experiments()) or "none"
-            raise UserError(f"{self.root}: no recorded run `{name}` (recorded: {known}).") from None
-
-    def experiments(self) -> dict[str, dict[str, tuple[str, str]]]:
-        """Every recorded experiment: name -> address -> (stage, key)."""
-        found = {}
-        for path in sorted((self.root / "experiments").glob("*.json")):
-            try:
-                found[path.stem] = {a: (s, k) for a, (s, k) in json.loads(path.read_bytes()).items()}
-            except (json.JSONDecodeError, ValueError, AttributeError):
-                raise UserError(
-                    f"{path}: not readable as an experiment record; delete it and run again."
-                ) from None
-        return found
+    def logs_folder(self) -> Path:
+        """The folder `logs` of the store, in which TensorBoard and Weights & Biases files are written."""
+        return self.path.parents[1] / _LOGS

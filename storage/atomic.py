@@ -1,4 +1,4 @@
-"""The file operations everything else is built from: they survive SIGKILL and say when the disk is full."""
+"""Atomic writes, locks and a readable error for a full disk, with which all of `storage` writes files."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from storage.errors import UserError
+from patchsae.storage.errors import UserError
 
 _TEMPORARY = ".tmp"
 
 
 def sync_file(path: Path) -> None:
-    """Forces a file's content, written by whatever library, onto the disk."""
+    """Forces the content of a file or a folder to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -25,7 +25,10 @@ def sync_file(path: Path) -> None:
 
 
 def write_atomic(path: Path, *data: bytes | memoryview) -> None:
-    """Makes `path` hold `data` (buffers one after another), or leaves it as it was: temporary file, fsync, rename, fsync of the folder."""
+    """Writes the buffers `data`, joined in their order, to `path`: all of them, or the file stays as it was.
+
+    It writes a temporary file, forces it to the disk, renames it, and forces the folder to the disk.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:
@@ -41,10 +44,10 @@ def write_atomic(path: Path, *data: bytes | memoryview) -> None:
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes], replace: bool = False) -> None:
-    """Makes a new folder that holds `files` (name -> content): whole, or not at all.
+    """Makes a new folder with `files` (name -> content). If that fails, there is no folder.
 
-    With `replace` it may be there already: files of the same names are replaced one by one, others stay.
-    Raises UserError if it is there and may not be, or if nothing can be written there.
+    With `replace` the folder may exist: files of these names are replaced one by one, and other files stay.
+    Raises UserError if the folder exists and `replace` is false, or if nothing can be written there.
     """
     if os.path.lexists(folder) and not replace:
         raise UserError(f"{folder}: is already there; give another folder, or --force to replace its files.")
@@ -66,14 +69,14 @@ def write_folder(folder: Path, files: Mapping[str, bytes], replace: bool = False
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Deletes what a killed `write_atomic` or Zarr write left behind. Call it under the folder's lock only."""
+    """Deletes the temporary files of killed processes. The caller must hold the lock of the folder."""
     for pattern in (f".*{_TEMPORARY}", "*.partial"):
         for leftover in folder.rglob(pattern):
             leftover.unlink(missing_ok=True)
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process that lives holds the `lock` of this file."""
+    """Whether a running process holds the `lock` of this file."""
     with path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -84,7 +87,10 @@ def is_locked(path: Path) -> bool:
 
 @contextlib.contextmanager
 def lock(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Holds an exclusive lock that dies with this process; calls `on_wait` once if another process has it."""
+    """Holds an exclusive lock, which the system releases if this process dies.
+
+    If another process holds the lock, `on_wait` is called once, and then this process waits.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         try:
@@ -98,7 +104,7 @@ def lock(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None
 
 @contextlib.contextmanager
 def explaining_full_disk(folder: Path) -> Iterator[None]:
-    """Turns "no space left" from any library into one sentence."""
+    """Raises UserError instead of the OSError by which any library reports a full disk."""
     try:
         yield
     except OSError as error:

@@ -1,5 +1,5 @@
-"""The one error a user is meant to read."""
+"""`UserError`, which every module raises for a fault that the user can mend."""
 
 
 class UserError(Exception):
-    """One sentence that names the field or file, the value, and the remedy. The command line prints it alone."""
+    """A sentence that names the field or file, its value and the remedy; printed without a traceback."""

@@ -1,4 +1,4 @@
-"""Content keys: what an artifact is called and how bytes are digested."""
+"""Artifact keys, and the sha256 digests of bytes, files and JSON that keys and manifests contain."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from typing import Any
 
 
 def canonical_json(value: Any) -> str:
-    """One spelling for one value: sorted keys, no spaces, no NaN. Raises TypeError on sets, ValueError on NaN."""
+    """`value` as JSON with sorted keys and no spaces, so that equal values give equal text.
+
+    Raises TypeError on sets and ValueError on NaN.
+    """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -20,7 +23,7 @@ def digest_bytes(data: bytes | memoryview) -> str:
 
 
 def digest_buffers(buffers: Iterable[memoryview]) -> str:
-    """sha256 of buffers one after another; other threads run meanwhile."""
+    """sha256 of the buffers joined in their order. Other threads run during it, since it releases the GIL."""
     digest = hashlib.sha256()
     for buffer in buffers:
         digest.update(buffer)
@@ -39,8 +42,8 @@ def digest_file(path: Path) -> str:
 
 
 def artifact_key(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """The key of a stage's artifact: everything that decides its content, and nothing else.
+    """The key of a stage's artifact: a digest of everything that decides the artifact's content.
 
-    `inputs` maps a role to the identity of the artifact (or outside source) that fills it.
+    `inputs` maps a role to the identity of the artifact, or of the source outside the store, that fills it.
     """
     return digest_json({"stage": stage, "version": version, "config": config, "inputs": dict(inputs)})

@@ -1,4 +1,4 @@
-"""Which parts of an unfinished artifact are done: one small file per part, written after the part's data."""
+"""`Ledger`: the record of which parts of an unfinished artifact are done, from which a killed run resumes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.atomic import sync_file, write_atomic
-from storage.keys import canonical_json, digest_file, digest_json
+from patchsae.storage.atomic import sync_file, write_atomic
+from patchsae.storage.keys import canonical_json, digest_file, digest_json
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,11 @@ class FileRecord:
 
 
 class Ledger:
-    """The parts of the artifact in `root` that are on the disk for good.
+    """The finished parts of the artifact in `root`: one small file per part.
 
-    An entry is written only after the part's files were forced to the disk, so it never speaks of data a
-    crash can lose. An entry that was edited, or whose files have another size, counts as missing.
+    A part's entry is written only after the part's files were forced to the disk, so a crash cannot lose data
+    that the ledger lists. A part counts as missing if its entry was edited or one of its files has another
+    size.
     """
 
     def __init__(self, root: Path) -> None:
@@ -46,8 +47,11 @@ class Ledger:
     def record(
         self, part: int, files: Sequence[Path | FileRecord], values: dict[str, Any] | None = None
     ) -> None:
-        """Marks `part` as done. Files given as paths are forced to the disk and digested here; as records, they
-        already were. `values` are small results the stage needs again when it finishes."""
+        """Marks `part` as done.
+
+        A file given as a path is forced to the disk and digested here; for a `FileRecord` that has been done.
+        `values` are small results that the stage needs again when it finishes.
+        """
         records = []
         for file in files:
             if isinstance(file, Path):
@@ -70,13 +74,17 @@ class Ledger:
             return None
         return entry if claimed == digest_json(entry) else None
 
+    def parts(self) -> list[int]:
+        """The numbers of the parts that have an entry, ascending."""
+        return sorted(int(path.stem.split("-")[1]) for path in self.folder.glob("part-*.json"))
+
     def files(self, part: int) -> list[FileRecord]:
-        """The files of a part; empty if the part is not done."""
+        """The files of a part; empty if it has no sound entry."""
         entry = self._read(part)
         return [FileRecord(**file) for file in entry["files"]] if entry else []
 
     def values(self, part: int) -> dict[str, Any]:
-        """What `record` was given for a part. Raises KeyError if the part is not done."""
+        """The `values` that were recorded for a part. Raises KeyError if it has no sound entry."""
         entry = self._read(part)
         if entry is None:
             raise KeyError(part)
@@ -90,17 +98,19 @@ class Ledger:
         return all(FileRecord(**file).has_right_size(self.root) for file in entry["files"])
 
     def missing(self, n_parts: int) -> list[int]:
-        """The parts still to do, in order."""
+        """The numbers of the parts that are not done, ascending."""
         return [part for part in range(n_parts) if not self.is_done(part)]
 
     def n_done(self) -> int:
-        """How many parts are done; used where the number of parts is not known (a plan)."""
-        return sum(self.is_done(int(path.stem.split("-")[1])) for path in self.folder.glob("part-*.json"))
+        """How many parts are done. A plan needs it, which does not know the number of all parts."""
+        return sum(map(self.is_done, self.parts()))
 
     def forget(self, file: str) -> None:
-        """Makes the part that wrote `file` (a path relative to the artifact) be done again."""
-        for path in self.folder.glob("part-*.json"):
-            part = int(path.stem.split("-")[1])
+        """Deletes the entry of the part that wrote `file`, so that the part is done again.
+
+        `file` is relative to the artifact. Damaged entries are deleted too.
+        """
+        for part in self.parts():
             entry = self._read(part)
             if entry is None or any(record["path"] == file for record in entry["files"]):
-                path.unlink(missing_ok=True)
+                self._entry(part).unlink(missing_ok=True)

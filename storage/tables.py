@@ -1,7 +1,7 @@
-"""Typed tables in Parquet: a schema with a sentence per column, a writer, and lazy scans over a store.
+"""Typed tables in Parquet, which stages write: schemas with a sentence per column, and the writer.
 
-Files are plain Parquet (`pl.scan_parquet` reads them); the sentences are in the Arrow field metadata under
-`description`, units and formulas included. Every table carries the key of its artifact.
+The files are plain Parquet (`pl.scan_parquet` reads them). The sentences are stored in the metadata of the
+Arrow fields under `description`. Every table has a column `artifact` with the key of its artifact.
 """
 
 from __future__ import annotations
@@ -13,20 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.artifacts import Artifact, Builder, Store
-from storage.atomic import sync_file
-from storage.errors import UserError
+from patchsae.storage.atomic import sync_file
 
 FOLDER = "tables"
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column: name, Arrow type, and one sentence with units and formula."""
+    """A column of a table; `description` is one sentence with its unit and formula."""
 
     name: str
     type: pa.DataType
@@ -36,7 +33,7 @@ class Column:
 
 @dataclass(frozen=True)
 class TableSchema:
-    """A table's name and columns. `artifact` is added by the writer."""
+    """A table's name and columns. The writer adds the column `artifact`."""
 
     name: str
     description: str
@@ -60,7 +57,10 @@ Values = Mapping[str, np.ndarray | Sequence[Any] | pa.Array]
 
 
 def to_arrow(schema: TableSchema, values: Values, key: str) -> pa.Table:
-    """Columns as an Arrow table of `schema`. Raises ValueError on a missing or unknown column."""
+    """`values` (column -> values) as an Arrow table of `schema`, with the column `artifact` set to `key`.
+
+    Raises ValueError if a column is missing or unknown.
+    """
     names = [column.name for column in schema.columns]
     if set(values) != set(names):
         raise ValueError(f"table {schema.name}: columns {sorted(set(values) ^ set(names))} do not match")
@@ -71,18 +71,27 @@ def to_arrow(schema: TableSchema, values: Values, key: str) -> pa.Table:
     return pa.Table.from_arrays([*arrays, dictionary], schema=arrow)
 
 
-def write(builder: Builder, schema: TableSchema, values: Values, part: int | None = None) -> Path:
-    """Writes a table of an artifact: whole, or the part numbered `part`. Declares the file if whole.
+def file_name(schema: TableSchema, part: int | None = None) -> str:
+    """The file of a table, or of its part `part`, relative to the artifact."""
+    if part is None:
+        return f"{FOLDER}/{schema.name}.parquet"
+    return f"{FOLDER}/{schema.name}/part-{part:06d}.parquet"
 
-    Returns the file, already on the disk for good. Written beside its name and renamed.
+
+def table_of(output: str) -> str | None:
+    """The name of the table that a file of an artifact belongs to, or None if it belongs to none.
+
+    `output` is relative to the artifact.
     """
-    folder = builder.path / FOLDER
-    path = folder / f"{schema.name}.parquet"
-    if part is not None:
-        path = folder / schema.name / f"part-{part:06d}.parquet"
+    head, _, rest = output.partition("/")
+    return rest.split("/")[0].removesuffix(".parquet") if head == FOLDER else None
+
+
+def write(path: Path, schema: TableSchema, values: Values, key: str) -> None:
+    """Writes a table of the artifact `key` to a temporary file, forces it to the disk, and renames it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    table = to_arrow(schema, values, builder.key)
+    table = to_arrow(schema, values, key)
     try:
         pq.write_table(table, temporary, compression="zstd", row_group_size=1 << 18)
         sync_file(temporary)
@@ -91,60 +100,11 @@ def write(builder: Builder, schema: TableSchema, values: Values, part: int | Non
         temporary.unlink(missing_ok=True)
         raise
     sync_file(path.parent)
-    if part is None:
-        builder.add(path)
-    return path
-
-
-def _files(artifact: Artifact, name: str) -> list[Path]:
-    prefixes = (f"{FOLDER}/{name}.parquet", f"{FOLDER}/{name}/")
-    return [artifact.path / o.path for o in artifact.manifest.outputs if o.path.startswith(prefixes)]
-
-
-def of(artifact: Artifact, name: str) -> pl.LazyFrame:
-    """One table of one artifact, parts in order. Raises UserError if the artifact has no such table."""
-    files = _files(artifact, name)
-    if not files:
-        raise UserError(f"{artifact.path}: has no table `{name}`.")
-    return pl.scan_parquet(files)
 
 
 def columns(path: Path) -> list[tuple[str, str, str]]:
-    """(name, type, sentence) of every column of a table's file, from its Parquet metadata."""
+    """(name, type, sentence) of every column of a Parquet file, from its metadata."""
     return [
         (field.name, str(field.type), (field.metadata or {}).get(b"description", b"").decode())
         for field in pq.read_schema(path)
     ]
-
-
-def names(store: Store) -> dict[str, list[Path]]:
-    """Every table of the committed artifacts: name -> files."""
-    found: dict[str, list[Path]] = {}
-    for artifact in store.committed():
-        for output in artifact.manifest.outputs:
-            head, _, rest = output.path.partition("/")
-            if head == FOLDER:
-                found.setdefault(rest.split("/")[0].removesuffix(".parquet"), []).append(
-                    artifact.path / output.path
-                )
-    return found
-
-
-def scan(
-    name: str, store: Store | str | os.PathLike[str] | None = None, artifact: str | None = None
-) -> pl.LazyFrame:
-    """The table `name` over every committed artifact of a store, as a lazy frame.
-
-    `store` defaults to `PATCHSAE_STORE`, or `./store`. `artifact` (a key, or its beginning) keeps one
-    artifact's rows. Raises UserError, naming the tables there are, if there is none of that name.
-    """
-    opened = (
-        store if isinstance(store, Store) else Store(store or os.environ.get("PATCHSAE_STORE", "./store"))
-    )
-    tables = names(opened)
-    if name not in tables:
-        known = ", ".join(sorted(tables)) or "none yet: run an experiment first"
-        raise UserError(f"{opened.root}: no table `{name}` in this store (tables: {known}).")
-    frame = pl.concat([pl.scan_parquet(path) for path in tables[name]], how="diagonal_relaxed")
-    frame = frame.with_columns(pl.col("artifact").cast(pl.String))
-    return frame.filter(pl.col("artifact").str.starts_with(artifact)) if artifact else frame

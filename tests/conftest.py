@@ -9,14 +9,17 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from pathlib import Path
 
+# Python 3.11's fork server forgets `sys.path`: without this it preloads nothing, and each child imports everything.
+os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
+
 import open_clip
 import pytest
-import small_run
 import torch
 from safetensors.torch import save_file
 
-from pipeline.stage import Runtime
-from storage.artifacts import Store
+from patchsae.pipeline.core.stage import Runtime
+from patchsae.storage.store import Store
+from tests.support import small_run
 
 TINY_MODEL = "patchsae-tiny"
 """32-pixel images, 16 patches, 3 blocks of width 32; registered with open_clip for the tests."""

@@ -1,0 +1,1 @@
+"""Trained SAEs: their weights, sparse latents, quality, and the file formats of other tools."""

@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from pipeline import backbones, registry
-from pipeline.backbones.base import BackboneConfig, ExtractConfig
-from pipeline.backbones.open_clip import OpenClipConfig
-from pipeline.backbones.shapes_clip import ShapesClipConfig
-from pipeline.clip_vit import ClipVit
+from patchsae.pipeline.backbones import models as backbones
+from patchsae.pipeline.backbones.backbone import BackboneConfig, ExtractConfig
+from patchsae.pipeline.backbones.models.open_clip import OpenClipConfig
+from patchsae.pipeline.backbones.models.shapes_clip import ShapesClipConfig
+from patchsae.pipeline.backbones.models.wise_ft import WiseFtConfig
+from patchsae.pipeline.backbones.towers.vit import ClipVit
+from patchsae.pipeline.core import registry
+from patchsae.pipeline.experiment.dag import Dag
 
 KINDS = registry.variants(backbones, BackboneConfig)
 
@@ -24,7 +28,15 @@ def config(request: pytest.FixtureRequest, tiny_checkpoint: Path, tiny_model: st
         "open_clip": OpenClipConfig(model=tiny_model, checkpoint=str(tiny_checkpoint)),
         "shapes_clip": ShapesClipConfig(),
     }
-    return known[request.param]
+    if request.param == "wise_ft":
+        # A tuned checkpoint that moved, from the same model.
+        moved = {name: tensor * 1.1 for name, tensor in load_file(tiny_checkpoint).items()}
+        path = tiny_checkpoint.with_name("tuned.safetensors")
+        save_file(moved, path)
+        tuned = WiseFtConfig(backbone="clip", checkpoint=str(path), alpha=0.25)
+        return tuned.resolved(Dag({}, {"clip": known["open_clip"]}, {}, {}))
+    # A new kind whose fields have defaults needs no line here.
+    return known[request.param] if request.param in known else KINDS[request.param]()
 
 
 def pixels(backbone: ClipVit) -> torch.Tensor:
@@ -35,19 +47,19 @@ def pixels(backbone: ClipVit) -> torch.Tensor:
 
 @pytest.mark.parametrize("block", [-1, -2, 0])
 def test_tail_of_head_is_the_model(config: BackboneConfig, block: int) -> None:
-    backbone = config.model_copy(update={"extract": ExtractConfig(hook_block=block)}).build().to("cpu")
+    backbone = config.model_copy(update={"extract": ExtractConfig(hook_block=block)}).build({}).to("cpu")
     images = pixels(backbone)
     with torch.inference_mode():
         activations = backbone.head(images)
         whole = backbone.model.encode_image(images)
         torch.testing.assert_close(backbone.tail(activations), whole, rtol=1e-5, atol=1e-6)
-    assert activations.shape == (9, backbone.tokens_per_image, backbone.width)
-    rows, columns = backbone.grid
-    assert backbone.n_prefix_tokens + rows * columns == backbone.tokens_per_image
+    assert activations.shape == (9, backbone.layout.n_tokens, backbone.width)
+    rows, columns = backbone.layout.grid
+    assert backbone.layout.n_prefix + rows * columns + backbone.layout.n_suffix == backbone.layout.n_tokens
 
 
 def test_head_is_what_a_hook_on_the_block_sees(config: BackboneConfig) -> None:
-    backbone = config.build().to("cpu")
+    backbone = config.build({}).to("cpu")
     seen: list[torch.Tensor] = []
     handle = backbone.blocks[backbone.hook_block].register_forward_hook(lambda *call: seen.append(call[2]))
     with torch.inference_mode():
@@ -57,19 +69,19 @@ def test_head_is_what_a_hook_on_the_block_sees(config: BackboneConfig) -> None:
 
 
 def test_rows_do_not_depend_on_their_batch(config: BackboneConfig) -> None:
-    backbone = config.build().to("cpu")
+    backbone = config.build({}).to("cpu")
     images = pixels(backbone)
     with torch.inference_mode():
         torch.testing.assert_close(backbone.head(images)[:4], backbone.head(images[:4]), rtol=1e-5, atol=1e-6)
 
 
 def test_predicted_shape_is_the_real_one(config: BackboneConfig) -> None:
-    backbone = config.build()
-    assert config.activation_shape() in (None, (backbone.tokens_per_image, backbone.width))
+    backbone = config.build({})
+    assert config.activation_shape() in (None, (backbone.layout.n_tokens, backbone.width))
 
 
 def test_texts_become_features(config: BackboneConfig) -> None:
-    backbone = config.build().to("cpu")
+    backbone = config.build({}).to("cpu")
     with torch.inference_mode():
         features = backbone.encode_text(["a photo of a circle.", "a red object"])
     assert features.shape[0] == 2
@@ -77,8 +89,8 @@ def test_texts_become_features(config: BackboneConfig) -> None:
 
 
 def test_bfloat16_stays_near_float32(config: BackboneConfig) -> None:
-    half = config.model_copy(update={"extract": ExtractConfig(precision="bfloat16")}).build().to("cpu")
-    full = config.build().to("cpu")
+    half = config.model_copy(update={"extract": ExtractConfig(precision="bfloat16")}).build({}).to("cpu")
+    full = config.build({}).to("cpu")
     with torch.inference_mode():
         images = pixels(full)
         error = (half.head(images) - full.head(images)).norm() / full.head(images).norm()

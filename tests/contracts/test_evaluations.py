@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import evaluations, registry
-from pipeline.evaluations.base import EvaluationConfig
-from storage.artifacts import Store
+from patchsae.pipeline.core import registry
+from patchsae.pipeline.core.stage import Runtime
+from patchsae.pipeline.evaluations import kinds as evaluations
+from patchsae.pipeline.evaluations.evaluation import EvaluationConfig
+from patchsae.pipeline.experiment.experiment import parse
+from patchsae.pipeline.experiment.request import work_on
+from patchsae.pipeline.experiment.run import run
+from patchsae.storage.artifacts import Artifact
+from patchsae.storage.store import Store
+from tests.support.small_run import EXPERIMENT
 
 KINDS = registry.variants(evaluations, EvaluationConfig)
 
@@ -23,8 +34,24 @@ def test_its_stage_has_its_name(kind: str) -> None:
     assert config.stage().name == kind
 
 
-def test_its_tables_explain_themselves_and_carry_their_artifact(kind: str, small_store: Store) -> None:
-    [artifact] = small_store.committed(kind)
+@pytest.fixture
+def artifact(kind: str, small_store: Store, tiny_checkpoint: Path, tmp_path: Path) -> Artifact:
+    """What an evaluation of the kind makes of the small experiment, with the settings it has by itself."""
+    found = small_store.committed(kind)
+    if not found:
+        names = {"datasets": "digits", "saes": "relu", "evaluations": "statistics"}
+        fields = {field: names[section] for field, section in KINDS[kind].names_in().items()}
+        text = (
+            EXPERIMENT.format(checkpoint=str(tiny_checkpoint))
+            + f"  new: {json.dumps({'kind': kind, **fields})}\n"
+        )
+        store = Store(shutil.copytree(small_store.root, tmp_path / "store"))
+        run(work_on(store, parse(text, "new")), Runtime())
+        found = store.committed(kind)
+    return found[0]
+
+
+def test_its_tables_explain_themselves_and_carry_their_artifact(artifact: Artifact) -> None:
     files = [artifact.path / o.path for o in artifact.manifest.outputs if o.path.endswith(".parquet")]
     assert files
     for file in files:
@@ -33,7 +60,6 @@ def test_its_tables_explain_themselves_and_carry_their_artifact(kind: str, small
         assert pq.read_table(file)["artifact"].unique().to_pylist() == [artifact.key]
 
 
-def test_its_summary_is_numbers_to_show(kind: str, small_store: Store) -> None:
-    [artifact] = small_store.committed(kind)
+def test_its_summary_is_numbers_to_show(artifact: Artifact) -> None:
     assert artifact.manifest.summary
     assert all(isinstance(value, int | float | str) for value in artifact.manifest.summary.values())

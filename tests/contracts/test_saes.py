@@ -7,21 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import registry, saes
-from pipeline.saes.base import SaeConfig
-from pipeline.saes.batch_topk import BatchTopKConfig
-from pipeline.saes.gated import GatedConfig
-from pipeline.saes.jumprelu import JumpReluConfig
-from pipeline.saes.matryoshka import MatryoshkaConfig
-from pipeline.saes.objective import TrainedSaeConfig
-from pipeline.saes.relu_l1 import ReluL1Config
-from pipeline.saes.topk import TopKConfig
+from patchsae.pipeline.core import registry
+from patchsae.pipeline.training import objectives
+from patchsae.pipeline.training.objective import TrainedSaeConfig
 
-KINDS = {
-    kind: config
-    for kind, config in registry.variants(saes, SaeConfig).items()
-    if issubclass(config, TrainedSaeConfig)
-}
+KINDS = registry.variants(objectives, TrainedSaeConfig)
 SHARED: dict[str, Any] = {
     "dataset": "d",
     "backbone": "b",
@@ -31,19 +21,19 @@ SHARED: dict[str, Any] = {
     "lr": 1e-2,
     "lr_warmup_steps": 1,
 }
-CONFIGS: dict[str, TrainedSaeConfig] = {
-    "relu_l1": ReluL1Config(**SHARED),
-    "topk": TopKConfig(**SHARED, k=5),
-    "batch_topk": BatchTopKConfig(**SHARED, k=5, threshold_decay=0),
-    "matryoshka": MatryoshkaConfig(**SHARED, k=5, selection="topk"),
-    "jumprelu": JumpReluConfig(**SHARED),
-    "gated": GatedConfig(**SHARED),
-}
+# Settings under which a kind does what is asked of all of them; a kind that needs none is not here.
+OWN: dict[str, dict[str, Any]] = {"batch_topk": {"threshold_decay": 0}, "matryoshka": {"selection": "topk"}}
+
+
+def config_of(kind: str) -> TrainedSaeConfig:
+    """Every registered kind has one, a new one too."""
+    sparsity = {"k": 5} if "k" in KINDS[kind].model_fields else {}
+    return KINDS[kind](**SHARED, **sparsity, **OWN.get(kind, {}))
 
 
 @pytest.fixture(params=sorted(KINDS))
 def config(request: pytest.FixtureRequest) -> TrainedSaeConfig:
-    return CONFIGS[request.param]
+    return config_of(request.param)
 
 
 def sample(seed: int) -> torch.Tensor:

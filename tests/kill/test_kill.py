@@ -1,21 +1,19 @@
-"""SIGKILL at random instants, then the same command again: the result is that of an uninterrupted run."""
+"""SIGKILL before some durable writes of a stage, then the same again: the result is that of an uninterrupted run.
+
+`test_every_write.py` does it before every write of a smaller experiment."""
 
 from __future__ import annotations
 
-import random
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
-from small_run import ADDRESSES, SWEEP, SWEEP_ADDRESS, start
 
-from pipeline.dag import build
-from pipeline.experiment import parse
-from storage.artifacts import Artifact, Store
-
-N_KILLS = 4
+from patchsae.pipeline.experiment.experiment import parse
+from patchsae.storage.artifacts import Artifact
+from patchsae.storage.store import Store
+from tests.support.small_run import ADDRESSES, SWEEP, SWEEP_ADDRESS, start
 
 
 def only_artifact(store: Store, stage: str) -> Artifact:
@@ -24,6 +22,26 @@ def only_artifact(store: Store, stage: str) -> Artifact:
     return artifacts[0]
 
 
+def n_writes(store: Store, small_store: Store, stage: str, checkpoint: Path) -> int:
+    """How many durable writes a stage takes from the start."""
+    shutil.copytree(small_store.root, store.root)
+    store.discard(only_artifact(store, stage))
+    marker = store.root.with_name("counting")
+    start(store, checkpoint, ADDRESSES[stage], marker).join()
+    return int(marker.read_text())
+
+
+def kills(n_writes: int) -> list[int]:
+    """Before which of its own writes each run dies, so that all of them together stay short of the end."""
+    assert n_writes >= 2
+    return (
+        [max(1, n_writes // 4), max(1, n_writes // 5), max(1, n_writes // 6)]
+        if n_writes > 8
+        else [n_writes - 1]
+    )
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ADDRESSES)
 def test_killed_and_run_again_is_byte_identical(
     stage: str, small_store: Store, tiny_checkpoint: Path, tmp_path: Path
@@ -32,17 +50,11 @@ def test_killed_and_run_again_is_byte_identical(
     store = Store(tmp_path / "a store")
     shutil.copytree(small_store.root, store.root)
     store.discard(only_artifact(store, stage))
-    rng = random.Random(stage)
-    seconds = expected.manifest.provenance["seconds"]
-    n_killed = 0
-    for _ in range(N_KILLS):
-        process = start(store, tiny_checkpoint, ADDRESSES[stage], tmp_path / "marker")
-        time.sleep(rng.uniform(0.02, 0.9) * seconds)
-        process.kill()
+    for at in kills(n_writes(Store(tmp_path / "counted"), small_store, stage, tiny_checkpoint)):
+        process = start(store, tiny_checkpoint, ADDRESSES[stage], tmp_path / "marker", at=at)
         process.join()
-        n_killed += process.exitcode == -signal.SIGKILL
+        assert process.exitcode == -signal.SIGKILL, at
         assert not list(store.root.glob(f"{stage}/*/manifest.json")) or store.committed(stage)
-    assert n_killed
     process = start(store, tiny_checkpoint, ADDRESSES[stage], tmp_path / "marker")
     process.join()
     assert process.exitcode == 0
@@ -57,6 +69,7 @@ def test_killed_and_run_again_is_byte_identical(
         assert (found.path / name).read_bytes() == (expected.path / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_ends_as_its_members_do_alone(
     small_store: Store, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -64,7 +77,7 @@ def test_a_killed_sweep_ends_as_its_members_do_alone(
     for copy in (alone, store):
         for stage in ("index", "weights", "extract"):
             shutil.copytree(small_store.root / stage, copy.root / stage)
-    nodes = build(parse(SWEEP.format(checkpoint=str(tiny_checkpoint)), "small"))
+    nodes = parse(SWEEP.format(checkpoint=str(tiny_checkpoint)), "small").nodes()
     members = [node.address for node in nodes if node.stage.name == "train"]
     for address in members:
         process = start(alone, tiny_checkpoint, address, tmp_path / "marker", SWEEP, members=1)
@@ -72,16 +85,11 @@ def test_a_killed_sweep_ends_as_its_members_do_alone(
         assert process.exitcode == 0
     expected = {a.key: a for a in alone.committed("train")}
     assert len(expected) == len(members) == 3
-    seconds = sum(a.manifest.provenance["seconds"] for a in expected.values())
-    rng = random.Random(0)
-    n_killed = 0
-    for _ in range(N_KILLS):
-        process = start(store, tiny_checkpoint, SWEEP_ADDRESS, tmp_path / "marker", SWEEP)
-        time.sleep(rng.uniform(0.02, 0.9) * seconds)
-        process.kill()
+    # Each run goes on where the one before was killed: after so many of its own writes.
+    for at in (5, 9, 14, 6):
+        process = start(store, tiny_checkpoint, SWEEP_ADDRESS, tmp_path / "marker", SWEEP, at=at)
         process.join()
-        n_killed += process.exitcode == -signal.SIGKILL
-    assert n_killed
+        assert process.exitcode == -signal.SIGKILL, at
     process = start(store, tiny_checkpoint, SWEEP_ADDRESS, tmp_path / "marker", SWEEP)
     process.join()
     assert process.exitcode == 0

@@ -1,0 +1,1 @@
+"""The command line `patchsae`: its commands, their options, and what they print."""

@@ -1,0 +1,62 @@
+"""`launch`, which the commands `run` and `demo` call: it plans, and starts Prefect only if there is work."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+import typer
+
+from patchsae.flows.resources import ResourcesModel, check_resources
+from patchsae.pipeline.core.resources import Resources
+from patchsae.pipeline.experiment.request import check_can_run, open_work
+from patchsae.pipeline.experiment.run import remember
+from patchsae.storage.atomic import explaining_full_disk
+
+# The command line shows progress bars and errors itself, so Prefect's log is off. A deployment keeps it.
+_QUIET = {
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+}
+
+
+def launch(
+    experiment: str,
+    overrides: Sequence[str],
+    store: str,
+    only: Sequence[str],
+    rerun: Sequence[str],
+    resources: Resources | None = None,
+) -> None:
+    """Builds every artifact of an experiment that is not in the store. Raises UserError if it cannot."""
+    work = open_work(experiment, overrides, store, only, rerun)
+    to_do = work.to_do()
+    if not to_do:
+        remember(work)
+        typer.echo(f"Nothing to do: all {len(work.wanted)} stages of {work.record} are in {work.store.root}.")
+        return
+    check_can_run(work)
+    resources = resources or Resources()
+    check_resources(resources)
+    typer.echo(
+        f"{work.record}: {len(to_do)} of {len(work.wanted)} stages to do ({', '.join(to_do)}) in {work.store.root}"
+    )
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    from patchsae.flows.server import server_for_a_run
+
+    with explaining_full_disk(work.store.root), server_for_a_run():
+        from patchsae.flows.experiment import experiment as experiment_flow
+
+        experiment_flow(
+            experiment=experiment,
+            overrides=list(overrides),
+            store=str(work.store.root),
+            only=list(only),
+            rerun=list(rerun),
+            resources=ResourcesModel(**dataclasses.asdict(resources)),
+        )
+    typer.echo(f"Done. `patchsae status --store {store}` lists what there is.")

@@ -1,0 +1,202 @@
+"""Stage `extract`: computes the activations of every image at the hook and stores them as one Zarr array.
+
+Decoding (in a thread or in worker processes), the forward pass and writing (in a thread) overlap. One shard
+is one part. On a CPU every forward pass takes exactly one chunk of images, so that neither the number of
+workers nor the batch size changes a byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from patchsae.pipeline.backbones.backbone import Backbone, BackboneConfig, ExtractConfig
+from patchsae.pipeline.backbones.weights import load_backbone
+from patchsae.pipeline.core.config import INLINE, Config, Unhashed
+from patchsae.pipeline.core.prefetch import prefetch
+from patchsae.pipeline.core.stage import Inputs, Runtime, Stage, Upstream
+from patchsae.pipeline.images.dataset import Dataset, DatasetConfig, Record
+from patchsae.storage.activations import ActivationTemplate, ActivationWriter
+from patchsae.storage.artifacts import Artifact, Builder
+from patchsae.storage.errors import UserError
+from patchsae.storage.keys import digest_bytes
+from patchsae.storage.manifest import Summary
+
+
+class ExtractStageConfig(Config):
+    """Which images go through which backbone, and how their activations are stored."""
+
+    dataset: Annotated[DatasetConfig, Unhashed("its images are an input")]
+    backbone: Annotated[BackboneConfig, INLINE]
+    extract: ExtractConfig
+
+
+class IndexedImages(TorchDataset[Tensor]):
+    """Maps a row of the `images` table to the backbone's input.
+
+    Raises UserError if the image cannot be read or is not the one that was indexed.
+    """
+
+    def __init__(
+        self, dataset: Dataset, records: Sequence[Record], digests: Sequence[str], preprocess: Any
+    ) -> None:
+        self.dataset = dataset
+        self.records = records
+        self.digests = digests
+        self.preprocess = preprocess
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, row: int) -> Tensor:
+        record = self.records[row]
+        try:
+            data = self.dataset.read(record)
+        except OSError as error:
+            raise UserError(
+                f"{record.source}: cannot be read any more ({error}); put it back, or index again."
+            ) from None
+        if digest_bytes(data) != self.digests[row]:
+            raise UserError(
+                f"{record.source}: is not the image that was indexed; run again to index it anew."
+            )
+        pixels: Tensor = self.preprocess(self.dataset.decode(data))
+        return pixels
+
+
+def indexed_images(config: DatasetConfig, images: Artifact, preprocess: Any) -> IndexedImages:
+    """All images of an index artifact, in row order."""
+    rows = images.scan("images").select("source", "label", "class_name", "split", "digest").collect()
+    records = [Record(*row[:4]) for row in rows.iter_rows()]
+    return IndexedImages(config.build(), records, rows["digest"].to_list(), preprocess)
+
+
+def batches_of(template: ActivationTemplate, parts: Sequence[int], batch_images: int) -> list[list[int]]:
+    """The rows of each forward pass: the shards in order, cut into batches that each lie within one shard."""
+    return [
+        list(range(start, min(start + batch_images, template.shard_range(part).stop)))
+        for part in parts
+        for start in range(template.shard_range(part).start, template.shard_range(part).stop, batch_images)
+    ]
+
+
+def to_stored(activations: Tensor, dtype: str, where: str) -> np.ndarray:
+    """Casts float32 activations to float16, or to bfloat16 as its bits in uint16.
+
+    Raises UserError, naming `where` and the largest value, if a value does not fit.
+    """
+    cast = activations.to(torch.float16 if dtype == "float16" else torch.bfloat16)
+    if not torch.isfinite(cast).all():
+        largest = activations.abs().max().item()
+        remedy = "set extract.dtype to bfloat16" if np.isfinite(largest) else "check the weights"
+        raise UserError(f"{where}: activations up to {largest:g} do not fit {dtype}; {remedy}.")
+    return (cast if dtype == "float16" else cast.view(torch.uint16)).cpu().numpy()
+
+
+def _run(config: ExtractStageConfig, inputs: Inputs, out: Builder, runtime: Runtime) -> Summary:
+    backbone = load_backbone(config.backbone, inputs, runtime.device)
+    settings = config.extract
+    images = indexed_images(config.dataset, inputs["images"], backbone.preprocess)
+    template = ActivationTemplate.plan(len(images), backbone.layout.n_tokens, backbone.width, settings.dtype)
+    attributes = {
+        "image_size": list(backbone.image_size),
+        "hook_block": backbone.hook_block,
+        "precision": settings.precision,
+    }
+    writer = ActivationWriter(out, template, backbone.layout, attributes)
+    missing = out.ledger.missing(template.n_shards)
+    batch_images = template.chunk_images
+    if runtime.device != "cpu":
+        batch_images *= max(1, runtime.batch_images // template.chunk_images)
+    batches = batches_of(template, missing, batch_images)
+    loader = DataLoader(
+        images,
+        batch_sampler=batches,
+        num_workers=runtime.workers,
+        # Spawned, because forking a process that has threads (Prefect's, Polars') sometimes fails.
+        multiprocessing_context="spawn" if runtime.workers else None,
+        prefetch_factor=2 if runtime.workers else None,
+        pin_memory=runtime.device != "cpu",
+    )
+    n_before = len(images) - sum(len(batch) for batch in batches)
+    with runtime.reporter.bar("extract", len(images), "images", n_before) as bar:
+        forward = _forward(backbone, loader, settings.dtype, f"block {backbone.hook_block}")
+        write_shards(out, writer, missing, _counted(forward, bar.advance))
+    return {
+        "n_images": template.n_images,
+        "tokens_per_image": template.tokens_per_image,
+        "width": template.width,
+        "dtype": template.dtype,
+        "hook_block": backbone.hook_block,
+    }
+
+
+def _forward(backbone: Backbone, loader: Iterable[Tensor], dtype: str, where: str) -> Iterator[np.ndarray]:
+    for pixels in prefetch(loader):
+        with torch.inference_mode():
+            activations = backbone.head(pixels)
+        yield to_stored(activations, dtype, where)
+
+
+def _counted(batches: Iterator[np.ndarray], advance: Any) -> Iterator[np.ndarray]:
+    for batch in batches:
+        yield batch
+        advance(len(batch))
+
+
+def write_shards(
+    out: Builder, writer: ActivationWriter, parts: Sequence[int], batches: Iterator[np.ndarray]
+) -> None:
+    """Gathers batches, shard by shard in the order of `parts`, and writes each full shard in a thread."""
+    template = writer.template
+
+    def write(part: int, values: np.ndarray) -> None:
+        file = writer.write(template.shard_range(part).start, values)
+        out.ledger.record(part, [file])
+
+    pending: Future[None] | None = None
+    with ThreadPoolExecutor(1) as pool:
+        for part in parts:
+            n_images = len(template.shard_range(part))
+            shard: np.ndarray | None = None
+            filled = 0
+            while filled < n_images:
+                batch = next(batches)
+                if shard is None:
+                    shard = np.empty((n_images, *batch.shape[1:]), batch.dtype)
+                shard[filled : filled + len(batch)] = batch
+                filled += len(batch)
+            if pending is not None:
+                pending.result()
+            assert shard is not None
+            pending = pool.submit(write, part, shard)
+        if pending is not None:
+            pending.result()
+        # Asking for one more batch lets the loader end its workers.
+        for _ in batches:
+            raise AssertionError("more batches than parts")
+
+
+def _predict_bytes(config: ExtractStageConfig, inputs: Mapping[str, Upstream]) -> int | None:
+    shape, n_images = config.backbone.activation_shape(), inputs["images"].n_images
+    n_images = n_images or config.dataset.expected_images()
+    if shape is None or n_images is None:
+        return None
+    return ActivationTemplate.plan(n_images, *shape, config.extract.dtype).n_bytes
+
+
+STAGE = Stage(
+    name="extract",
+    version=1,
+    section="backbones",
+    description="Activations at the hook, image by image.",
+    run=_run,
+    predict_bytes=_predict_bytes,
+)

@@ -1,0 +1,138 @@
+"""`ClipVit`: a CLIP of open_clip whose image tower is a VisionTransformer, cut at the hook.
+
+The kinds `open_clip` and `shapes_clip` build it.
+
+Shapes: B images, T tokens, d channels at the hook, E embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from PIL import Image
+from torch import Tensor, nn
+
+from patchsae.pipeline.backbones.backbone import ExtractConfig, as_dtype, resolve_block
+from patchsae.pipeline.backbones.towers.prompts import class_embeddings
+from patchsae.storage.errors import UserError
+from patchsae.storage.tokens import TokenLayout
+
+
+class ClipVit:
+    """Implements `Backbone`. `tail(head(images))` equals `model.encode_image(images)`."""
+
+    def __init__(
+        self,
+        model: Any,
+        preprocess: Callable[[Image.Image], Tensor],
+        tokenizer: Callable[[Sequence[str]], Tensor],
+        extract: ExtractConfig,
+        name: str,
+        settings: dict[str, Any],
+    ) -> None:
+        visual = model.visual
+        if not isinstance(visual, VisionTransformer) or not visual.transformer.batch_first:
+            raise UserError(
+                f"backbone {name}: its image tower is a {type(visual).__name__}, and only open_clip's own "
+                "ViTs can be cut at a block; choose a model such as ViT-B-16."
+            )
+        self.model: Any = model.eval().requires_grad_(False)
+        self.visual = visual
+        self.preprocess = preprocess
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.blocks: list[nn.Module] = list(visual.transformer.resblocks)
+        self.n_blocks = len(self.blocks)
+        self.hook_block = resolve_block(extract.hook_block, self.n_blocks)
+        self.width: int = visual.positional_embedding.shape[1]
+        rows, columns = visual.grid_size
+        n_prefix = visual.positional_embedding.shape[0] - rows * columns
+        self.layout = TokenLayout(n_prefix, (rows, columns))
+        self.image_size: tuple[int, int] = tuple(visual.image_size)
+        self.logit_scale = float(model.logit_scale.detach().exp())
+        self.dtype = as_dtype(extract.precision)
+        self.device = "cpu"
+
+    def to(self, device: str) -> ClipVit:
+        """Moves the model and casts it to the precision of the forward pass. Digest `state` before."""
+        self.model.to(device=device, dtype=self.dtype)
+        self.device = device
+        return self
+
+    def state(self) -> dict[str, Tensor]:
+        return dict(self.model.state_dict())
+
+    def head(self, images: Tensor) -> Tensor:
+        """[B, 3, h, w] -> float32 [B, T, d]. The blocks after the hook are not run."""
+        found = self.visual.forward_intermediates(
+            images.to(self.device, self.dtype),
+            indices=[self.hook_block],
+            stop_early=True,
+            intermediates_only=True,
+            output_fmt="NLC",
+            output_extra_tokens=True,
+        )
+        prefix, patches = found["image_intermediates_prefix"][0], found["image_intermediates"][0]
+        return torch.cat([prefix, patches], dim=1).float()
+
+    def tail(self, activations: Tensor) -> Tensor:
+        """float32 [B, T, d] -> float32 [B, E].
+
+        If the tower's output is that of the class token, the last block is computed for the class token
+        alone.
+        """
+        x = activations.to(self.device, self.dtype)
+        rest = self.blocks[self.hook_block + 1 :]
+        if not rest or not self._pools_class_token() or type(rest[-1]) is not ResidualAttentionBlock:
+            for block in rest:
+                x = block(x)
+        else:
+            for block in rest[:-1]:
+                x = block(x)
+            x = _class_token_of(rest[-1], x)
+        pooled, _ = self.visual._pool(x)
+        if self.visual.proj is not None:
+            pooled = pooled @ self.visual.proj
+        return pooled.float()
+
+    def _pools_class_token(self) -> bool:
+        return self.visual.attn_pool is None and self.visual.pool_type == "tok"
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        tokens = self.tokenizer(list(texts)).to(self.device)
+        features: Tensor = self.model.encode_text(tokens)
+        return features.float()
+
+    def class_embeddings(self, names: Sequence[str], templates: Sequence[str], renormalise: bool) -> Tensor:
+        return class_embeddings(self.encode_text, names, templates, renormalise)
+
+
+def _class_token_of(block: Any, x: Tensor) -> Tensor:
+    """The output of a block at token 0 alone: [B, T, d] -> [B, 1, d]."""
+    y = x[:, :1] + block.ls_1(_class_token_attention(block.attn, block.ln_1(x)))
+    out: Tensor = y + block.ls_2(block.mlp(block.ln_2(y)))
+    return out
+
+
+def _class_token_attention(attn: nn.MultiheadAttention, x: Tensor) -> Tensor:
+    """The output of self-attention at token 0 alone: [B, T, d] -> [B, 1, d].
+
+    For a single query q, keys and values need not be computed: q (W_k x_t) = (q W_k) x_t for the scores, and
+    sum_t a_t W_v x_t = W_v (sum_t a_t x_t) for the output. The bias of the keys adds the same number to all
+    scores of a head, which softmax does not change. The weights a_t sum to 1, so the bias of the values is
+    added once.
+    """
+    n_images, _, d = x.shape
+    n_heads, head_width = attn.num_heads, attn.head_dim
+    W_q, W_k, W_v = attn.in_proj_weight.chunk(3)
+    b_q, _, b_v = attn.in_proj_bias.chunk(3)
+    query = torch.nn.functional.linear(x[:, 0], W_q, b_q).view(n_images, n_heads, head_width)
+    by_head = (n_heads, head_width, d)
+    keyed = torch.einsum("bhe,hed->bhd", query * head_width**-0.5, W_k.view(by_head))
+    weights = (keyed @ x.transpose(1, 2)).softmax(dim=-1)
+    values = torch.einsum("bhd,hed->bhe", weights @ x, W_v.view(by_head)).flatten(1) + b_v
+    out: Tensor = attn.out_proj(values)[:, None]
+    return out

@@ -1,0 +1,76 @@
+"""Stage `weights`: identifies a backbone by a digest of all its weights and of its preprocessing.
+
+The weights are not copied. Artifacts that are made with a backbone have the digest in their keys, and every
+stage that loads the backbone (`load_backbone`) checks its weights against the digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from torch import Tensor, uint8
+
+from patchsae.pipeline.backbones.backbone import Backbone, BackboneConfig
+from patchsae.pipeline.core.stage import Inputs, Runtime, Source, Stage
+from patchsae.storage.artifacts import Builder
+from patchsae.storage.errors import UserError
+from patchsae.storage.keys import canonical_json, digest_json
+from patchsae.storage.manifest import Summary
+
+
+def state_digest(state: dict[str, Tensor]) -> str:
+    """sha256 over the names, dtypes, shapes and bytes of the tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(canonical_json([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.flatten().view(uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def identity_of(backbone: Backbone) -> str:
+    """sha256 over the digest of the weights and the backbone's `settings`."""
+    return digest_json({"state": state_digest(backbone.state()), "settings": backbone.settings})
+
+
+def _run(config: BackboneConfig, inputs: Inputs, out: Builder, runtime: Runtime) -> Summary:
+    backbone = config.build(inputs)
+    state = backbone.state()
+    out.identity = identity_of(backbone)
+    rows, columns = backbone.layout.grid
+    return {
+        "identity": out.identity,
+        "n_parameters": sum(tensor.numel() for tensor in state.values()),
+        "n_blocks": backbone.n_blocks,
+        "width": backbone.width,
+        "tokens_per_image": backbone.layout.n_tokens,
+        "n_prefix_tokens": backbone.layout.n_prefix,
+        "grid": f"{rows}x{columns}",
+    }
+
+
+def load_backbone(config: BackboneConfig, inputs: Inputs, device: str) -> Backbone:
+    """The backbone, on `device`. `inputs` hold its `weights` artifact and the artifacts it is made from.
+
+    Raises UserError if its weights no longer match the digest of the `weights` artifact.
+    """
+    backbone = config.build(inputs)
+    found, expected = identity_of(backbone), inputs["weights"].identity
+    if found != expected:
+        raise UserError(
+            f"the backbone's weights have the digest {found[:16]}, not {expected[:16]} as when they were first "
+            "read; put the old file back, or run again to use the new weights."
+        )
+    return backbone.to(device)
+
+
+STAGE = Stage(
+    name="weights",
+    version=1,
+    section="backbones",
+    uses_gpu=False,
+    description="The weights of every backbone, by digest.",
+    run=_run,
+    source=lambda config: Source(config.fingerprint(), config.location()),
+    identified_by_content=True,
+)

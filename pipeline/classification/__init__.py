@@ -1,0 +1,1 @@
+"""Zero-shot classification, which evaluations measure, and the stage `classifier`."""

@@ -1,0 +1,94 @@
+"""Stage `classifier`: class embeddings from prompts, which `pipeline.classification.zero_shot` reads.
+
+Shapes: E embedding, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from patchsae.pipeline.backbones.backbone import BackboneConfig
+from patchsae.pipeline.backbones.weights import load_backbone
+from patchsae.pipeline.core.config import Config, Unhashed
+from patchsae.pipeline.core.open_clip_data import imagenet_templates
+from patchsae.pipeline.core.stage import Inputs, Runtime, Stage
+from patchsae.pipeline.images.dataset import DatasetConfig
+from patchsae.pipeline.images.tables import class_names_of
+from patchsae.storage.artifacts import Artifact, Builder
+from patchsae.storage.keys import digest_json
+from patchsae.storage.manifest import Summary
+
+FILE = "classifier.safetensors"
+
+
+class Prompts(Config):
+    """How class names become texts, and texts become class embeddings."""
+
+    templates: Literal["dataset", "imagenet"] | tuple[str, ...] = "dataset"
+    """`dataset`: the templates of the dataset. `imagenet`: the 80 of CLIP's ImageNet evaluation. Or a list of
+    texts with `{}` in place of the class name."""
+    renormalise: bool = True
+    """Whether each class's mean embedding is scaled to length 1. The paper's released code does not scale it
+    (spec B17), so that its logit scale depends on the class."""
+
+    def label(self) -> str:
+        """A short name of these settings, for the address of a classifier."""
+        kind = self.templates if isinstance(self.templates, str) else digest_json(list(self.templates))[:6]
+        return kind if self.renormalise else f"{kind}-raw"
+
+    def resolved(self, dataset: DatasetConfig) -> tuple[str, ...]:
+        """The list of templates that `templates` stands for."""
+        match self.templates:
+            case "dataset":
+                return tuple(dataset.templates())
+            case "imagenet":
+                return tuple(imagenet_templates())
+            case templates:
+                return templates
+
+
+class ClassifierConfig(Config):
+    """The config of the stage. Class names are not in it: the identity of the images covers them."""
+
+    templates: tuple[str, ...]
+    renormalise: bool
+    precision: Literal["float32", "bfloat16"]
+    backbone: Annotated[BackboneConfig, Unhashed("its weights are an input; the text tower has no hook")]
+
+    @classmethod
+    def of(cls, prompts: Prompts, dataset: DatasetConfig, backbone: BackboneConfig) -> ClassifierConfig:
+        return cls(
+            templates=prompts.resolved(dataset),
+            renormalise=prompts.renormalise,
+            precision=backbone.extract.precision,
+            backbone=backbone,
+        )
+
+
+def _run(config: ClassifierConfig, inputs: Inputs, out: Builder, runtime: Runtime) -> Summary:
+    backbone = load_backbone(config.backbone, inputs, runtime.device)
+    names = class_names_of(inputs["images"])
+    with torch.inference_mode():
+        weights = backbone.class_embeddings(names, config.templates, config.renormalise)
+    scale = torch.tensor(backbone.logit_scale)
+    out.write(FILE, save({"weights": weights.cpu().contiguous(), "logit_scale": scale}))
+    return {"n_classes": len(names), "n_templates": len(config.templates)}
+
+
+def load_classifier(artifact: Artifact, device: str = "cpu") -> tuple[Tensor, float]:
+    """The class embeddings [C, E] and the logit scale, by which cosines are multiplied."""
+    tensors = load(artifact.read(FILE))
+    return tensors["weights"].to(device), float(tensors["logit_scale"])
+
+
+STAGE = Stage(
+    name="classifier",
+    version=1,
+    section="evaluations",
+    description="Zero-shot classifiers from prompts.",
+    run=_run,
+)

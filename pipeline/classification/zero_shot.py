@@ -1,0 +1,45 @@
+"""`ZeroShot`, with which evaluations classify images from their activations at the hook.
+
+Shapes: B images of T tokens, d channels, E embedding, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from patchsae.pipeline.backbones.backbone import Backbone, BackboneConfig
+from patchsae.pipeline.backbones.weights import load_backbone
+from patchsae.pipeline.classification.classifier import load_classifier
+from patchsae.pipeline.core.stage import Inputs
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """Classifies images by the cosines between their features and the class embeddings.
+
+    The rest of the backbone (`tail`) computes the features from the activations at the hook.
+    """
+
+    backbone: Backbone
+    embeddings: Tensor  # [C, E]
+    logit_scale: float
+
+    @classmethod
+    def load(cls, config: BackboneConfig, inputs: Inputs, device: str) -> ZeroShot:
+        """Opens the artifacts `weights` and `classifier`, and those that the backbone is made from."""
+        return cls(load_backbone(config, inputs, device), *load_classifier(inputs["classifier"], device))
+
+    def cosines(self, activations: Tensor) -> Tensor:
+        """[B, T, d] -> cosine of each image with each class: [B, C]."""
+        return normalize(self.backbone.tail(activations), dim=-1) @ self.embeddings.T
+
+    def logits(self, activations: Tensor) -> Tensor:
+        """[B, T, d] -> [B, C]."""
+        return self.logit_scale * self.cosines(activations)
+
+    def predict(self, activations: Tensor) -> Tensor:
+        """[B, T, d] -> class ids [B]. The logit scale is left out: it is positive and changes no maximum."""
+        return self.cosines(activations).argmax(dim=-1)

@@ -1,0 +1,88 @@
+"""Progress of long work, which stages report: bars on a terminal, or a line every 15 seconds in a log."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+@dataclass
+class Bar:
+    """A running count of finished units of work. `note` is a text shown after the count, such as the loss."""
+
+    label: str
+    total: int
+    unit: str
+    done: int = 0
+    note: str = ""
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        self.done += n
+        self.note = note or self.note
+        self._show()
+
+    def _show(self) -> None:
+        """Shows nothing; subclasses show the count."""
+
+
+class _TerminalBar(Bar):
+    def attach(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task(
+            self.label, total=self.total, completed=self.done, unit=self.unit, note=""
+        )
+
+    def _show(self) -> None:
+        self._progress.update(self._task, completed=self.done, note=self.note)
+
+
+class _LogBar(Bar):
+    _last: float = 0.0
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        if now - self._last > _SECONDS_BETWEEN_LINES or self.done >= self.total:
+            self._last = now
+            print(
+                f"{self.label}: {self.done:,}/{self.total:,} {self.unit} {self.note}".rstrip(),
+                file=sys.stderr,
+            )
+
+
+class Reporter:
+    """Opens bars that show nothing, so that code that uses patchsae as a library prints nothing."""
+
+    @contextlib.contextmanager
+    def bar(self, label: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
+        """A bar for `total` units of work, of which `done` were finished before."""
+        yield Bar(label, total, unit, done)
+
+
+class ConsoleReporter(Reporter):
+    """Opens bars on standard error. Where that is not a terminal, they write lines."""
+
+    @contextlib.contextmanager
+    def bar(self, label: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
+        console = Console(stderr=True)
+        if not console.is_terminal:
+            yield _LogBar(label, total, unit, done)
+            return
+        columns = (
+            TextColumn("{task.description:<28}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]} {task.fields[note]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console) as progress:
+            bar = _TerminalBar(label, total, unit, done)
+            bar.attach(progress)
+            yield bar

@@ -1,0 +1,225 @@
+"""`Stage` and `PartStage`, which every stage is an instance of, and what they are given.
+
+`pipeline.core.execute` builds artifacts with them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+
+from patchsae.pipeline.core.config import Config
+from patchsae.pipeline.core.progress import Reporter
+from patchsae.pipeline.core.resources import Resources
+from patchsae.storage.artifacts import Artifact, Builder
+from patchsae.storage.errors import UserError
+from patchsae.storage.manifest import Summary
+from patchsae.storage.scratch import ScratchArrays
+
+Inputs = Mapping[str, Artifact]
+Section = Literal["datasets", "backbones", "saes", "evaluations"]
+
+_PART = "part"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is known of images or weights outside the store without reading them whole.
+
+    `fingerprint` changes when they may have changed. `location` says where they lie; it is recorded with the
+    artifact. `n_images` is the number of images, if it is known.
+    """
+
+    fingerprint: str
+    location: Mapping[str, str] = field(default_factory=dict)
+    n_images: int | None = None
+
+
+class RunTogether(Protocol):
+    """Builds several artifacts from the same inputs in one pass.
+
+    Returns the summary of each artifact, or the error that says why it could not be built.
+    """
+
+    def __call__(
+        self, configs: Sequence[Any], inputs: Inputs, outs: Sequence[Builder], runtime: Runtime
+    ) -> Sequence[Summary | UserError]: ...
+
+
+class PartWorker(Protocol):
+    """Computes parts of one artifact, and keeps what they share (an SAE, a backbone) between parts."""
+
+    def __call__(self, part: int) -> Mapping[str, np.ndarray]:
+        """Computes one part and returns its arrays by name."""
+
+
+class MapParts(Protocol):
+    """Computes the given parts of an artifact and notes them in its ledger, in this process or in others."""
+
+    def __call__(
+        self,
+        stage: PartStage,
+        config: Config,
+        inputs: Inputs,
+        out: Builder,
+        runtime: Runtime,
+        parts: Sequence[int],
+    ) -> None: ...
+
+
+def map_parts_here(
+    stage: PartStage, config: Config, inputs: Inputs, out: Builder, runtime: Runtime, parts: Sequence[int]
+) -> None:
+    """Computes the parts one after another in this process."""
+    if not parts:
+        return
+    worker = stage.worker(config, inputs, out, runtime)
+    n_done = out.ledger.n_done()
+    with runtime.reporter.bar(stage.name, n_done + len(parts), "parts", n_done) as bar:
+        for part in parts:
+            stage.do_part(worker, out, part)
+            bar.advance()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime(Resources):
+    """The `Resources` a stage is given: the device is chosen, and `reporter` and `map_parts` are added."""
+
+    device: str = "cpu"
+    workers: int = 0
+    reporter: Reporter = field(default_factory=Reporter)
+    map_parts: MapParts = map_parts_here
+
+    @classmethod
+    def here(cls, resources: Resources, **others: Any) -> Runtime:
+        """Fills in the settings that `resources` leaves open.
+
+        The device is CUDA where there is one. An accelerator needs images faster than one thread decodes
+        them, so it gets one decoding process per two cores. On a CPU one decoding thread is fast enough.
+        """
+        given = {one.name: getattr(resources, one.name) for one in fields(Resources)}
+        device = given["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+        workers = given["workers"]
+        if workers is None:
+            workers = 0 if device == "cpu" else max(1, (os.cpu_count() or 2) // 2)
+        return cls(**{**given, "device": device, "workers": workers, **others})
+
+    def resources(self) -> Resources:
+        """The settings alone, without `reporter` and `map_parts`, which belong to this process."""
+        return Resources(**{one.name: getattr(self, one.name) for one in fields(Resources)})
+
+    def describe(self) -> dict[str, Any]:
+        """The settings that are recorded in an artifact's manifest."""
+        on_cuda = self.device.startswith("cuda")
+        return {
+            "device": self.device,
+            "device_name": torch.cuda.get_device_name() if on_cuda else platform.processor(),
+            "threads": torch.get_num_threads(),
+            "workers": self.workers,
+            "batch_images": self.batch_images,
+            "checkpoint_seconds": self.checkpoint_seconds,
+            "processes": self.processes,
+        }
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """What is known of an input before anything is run.
+
+    `artifact` is None if it is not in the store. `source` is None if its stage has none or it cannot be read.
+    """
+
+    artifact: Artifact | None
+    source: Source | None
+
+    def summary(self, name: str) -> int | None:
+        """A whole number from the artifact's summary; None while there is no artifact."""
+        return None if self.artifact is None else int(self.artifact.manifest.summary[name] or 0)
+
+    @property
+    def n_images(self) -> int | None:
+        """The number of images in the input; None while it is not known."""
+        if self.artifact is not None:
+            return self.summary("n_images")
+        return None if self.source is None else self.source.n_images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A step of the pipeline: a pure function from a config and input artifacts to an artifact.
+
+    `version` must be raised whenever a change of the code changes the result. `section` is the section of the
+    experiment that the stage's instances come from. `run` reads `inputs` (role -> artifact), writes with
+    `out` and returns the summary. `run_together` builds several artifacts from the same inputs in one pass,
+    for configs with an equal `together_key`; each result is the same as if it were built alone. `source`
+    describes data outside the store on which the result depends. With `identified_by_content`, the keys of
+    artifacts made from this one contain a digest of its content (`Builder.identity`) instead of its key.
+    `predict_bytes` estimates the size of the result before anything is run.
+    """
+
+    name: str
+    version: int
+    section: Section
+    uses_gpu: bool = True
+    description: str = ""
+    run: Callable[[Any, Inputs, Builder, Runtime], Summary] | None = None
+    run_together: RunTogether | None = None
+    together_key: Callable[[Any], Hashable] | None = None
+    source: Callable[[Any], Source] | None = None
+    identified_by_content: bool = False
+    predict_bytes: Callable[[Any, Mapping[str, Upstream]], int | None] | None = None
+
+    def build(
+        self, configs: Sequence[Any], inputs: Sequence[Inputs], outs: Sequence[Builder], runtime: Runtime
+    ) -> Sequence[Summary | UserError]:
+        """Builds the artifacts; returns each one's summary, or the error that says why it was not built."""
+        if len(configs) > 1:
+            assert self.run_together is not None, f"{self.name} builds one artifact at a time"
+            return self.run_together(configs, inputs[0], outs, runtime)
+        return [self.build_one(c, i, out, runtime) for c, i, out in zip(configs, inputs, outs, strict=True)]
+
+    def build_one(self, config: Any, inputs: Inputs, out: Builder, runtime: Runtime) -> Summary:
+        assert self.run is not None
+        return self.run(config, inputs, out, runtime)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartStage(Stage):
+    """A stage whose work falls into independent parts, which any process may compute in any order.
+
+    `prepare` writes what all parts need (with `out.write_scratch`) and returns the number of parts. `worker`
+    opens what the parts share and returns a `PartWorker`. `merge` makes the result from the arrays of all
+    parts, in the order of their numbers.
+    """
+
+    prepare: Callable[[Any, Inputs, Builder, Runtime], int]
+    worker: Callable[[Any, Inputs, Builder, Runtime], PartWorker]
+    merge: Callable[[Any, Inputs, Builder, Sequence[ScratchArrays], Runtime], Summary]
+
+    def build_one(self, config: Any, inputs: Inputs, out: Builder, runtime: Runtime) -> Summary:
+        n_parts = self.prepare(config, inputs, out, runtime)
+        runtime.map_parts(self, config, inputs, out, runtime, out.ledger.missing(n_parts))
+        parts = [out.scratch(_PART, part) for part in range(n_parts)]
+        return self.merge(config, inputs, out, parts, runtime)
+
+    def do_part(self, worker: PartWorker, out: Builder, part: int) -> None:
+        """Computes one part, writes its arrays and notes it in the ledger."""
+        with naming(f"part {part}"):
+            out.ledger.record(part, [out.write_scratch(_PART, part, worker(part))])
+
+
+@contextlib.contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Adds a note to any exception raised inside it, which says what was being worked on."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(what)
+        raise

@@ -1,0 +1,66 @@
+"""The images, split into parts, and the encoder of the evaluations `statistics`, `masking`, `reconstruction`.
+
+Shapes: B images of T tokens, d channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import numpy as np
+from torch import Tensor
+
+from patchsae.pipeline.activations.parts import PartImages, part_rows
+from patchsae.pipeline.core.stage import Inputs
+from patchsae.pipeline.images.tables import labels_of
+from patchsae.pipeline.saes.encode import EncoderChoice, LatentEncoder
+from patchsae.pipeline.saes.sae import load_sae
+from patchsae.storage.activations import Activations
+from patchsae.storage.artifacts import Builder
+
+_ENCODER = "encoder"
+
+
+class EvaluatedImages:
+    """The images `rows` of an activation array with their labels, split into parts."""
+
+    def __init__(self, inputs: Inputs, rows: np.ndarray, device: str) -> None:
+        self.activations = Activations(inputs["activations"])
+        self.rows = rows
+        self.parts = part_rows(self.activations, rows)
+        self.labels = labels_of(inputs["images"])
+        self._device = device
+
+    def blocks(
+        self, part: int, images_per_block: int, by_class: bool = False
+    ) -> Iterator[tuple[np.ndarray, Tensor, np.ndarray]]:
+        """(row numbers [B], activations [B, T, d], labels [B]) of a part's images, block by block.
+
+        With `by_class` the images are sorted by their class.
+        """
+        rows = self.parts[part]
+        images = PartImages(self.activations, rows, self._device)
+        order = rows[np.argsort(self.labels[rows], kind="stable")] if by_class else rows
+        for start in range(0, len(order), images_per_block):
+            chosen = order[start : start + images_per_block]
+            yield chosen, images.take(chosen), self.labels[chosen]
+
+
+def choose_encoder(inputs: Inputs, out: Builder, device: str) -> None:
+    """Chooses how latents are computed and writes the choice to a scratch file.
+
+    All parts read it, also those of a resumed run on another machine, so that all are computed in the same
+    way.
+    """
+    if not out.has_scratch_json(_ENCODER, 0):
+        n_latents = int(inputs["sae"].manifest.summary["n_latents"] or 0)
+        width = Activations(inputs["activations"]).width
+        choice = EncoderChoice.for_device(device, width, n_latents)
+        out.write_scratch_json(_ENCODER, 0, asdict(choice))
+
+
+def open_encoder(inputs: Inputs, out: Builder, device: str) -> LatentEncoder:
+    """The encoder of the SAE, with the settings that `choose_encoder` wrote."""
+    choice = EncoderChoice(**out.scratch_json(_ENCODER, 0))
+    return LatentEncoder(load_sae(inputs["sae"], device), choice)

@@ -1,0 +1,89 @@
+"""The base of every evaluation's config, and what it may ask of its experiment.
+
+`pipeline.experiment.dag` makes the nodes of an evaluation from its config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from pydantic import Field
+
+from patchsae.pipeline.backbones.backbone import BackboneWiring
+from patchsae.pipeline.classification.classifier import Prompts
+from patchsae.pipeline.core.config import Config
+from patchsae.pipeline.core.graph import Names
+from patchsae.pipeline.core.stage import Stage
+from patchsae.pipeline.images.tables import rows_of
+from patchsae.pipeline.saes.sae import SaeConfig
+from patchsae.storage.artifacts import Artifact
+
+
+class Wiring(BackboneWiring, Protocol):
+    """What an evaluation may ask of its experiment: configs by name, and nodes by what they make.
+
+    A method that returns an address adds the node if the experiment does not have it yet.
+    """
+
+    def sae(self, name: str) -> SaeConfig: ...
+
+    def sae_names(self) -> Sequence[str]:
+        """The names of all SAEs, in the order of the experiment."""
+        ...
+
+    def evaluation(self, name: str) -> EvaluationConfig: ...
+
+    def index(self, dataset: str) -> str: ...
+
+    def extract(self, dataset: str, backbone: str) -> str: ...
+
+    def classifier(self, dataset: str, backbone: str, prompts: Prompts) -> str: ...
+
+    def train(self, sae: str) -> str:
+        """The address of the node that trains or imports an SAE."""
+        ...
+
+    def evaluate(self, name: str) -> str:
+        """The address of the node of an evaluation that the experiment names."""
+        ...
+
+    def add_evaluation(self, name: str, config: EvaluationConfig) -> str:
+        """The address of a new node for an evaluation that another evaluation needs."""
+        ...
+
+
+class ImagesConfig(Config):
+    """Which images of a dataset are evaluated."""
+
+    classes: tuple[int | str, ...] | None = None
+    """Only images of these classes are used, given by name or by id; all classes if not given."""
+    limit: int | None = Field(None, ge=1)
+    """At most this many images are used: the first ones, since a split's images are in a fixed pseudo-random
+    order."""
+
+    def rows_of(self, images: Artifact, split: str) -> np.ndarray:
+        """The row numbers of the images, ascending. Raises UserError if there are none."""
+        return rows_of(images, split, self.classes, self.limit)
+
+
+class EvaluationConfig(Config):
+    """Base of evaluation configs. A subclass adds `kind: Literal[...] = ...`, `stage`, `inputs`, `names`."""
+
+    @classmethod
+    def stage(cls) -> Stage:
+        """The stage that computes the evaluation. Its name is the kind."""
+        raise NotImplementedError
+
+    def inputs(self, wiring: Wiring) -> dict[str, str]:
+        """Role -> address of the node that fills the role."""
+        raise NotImplementedError
+
+    def names(self, wiring: Wiring, evaluation: str) -> Names:
+        """The entries of the experiment that the tables are about; `evaluation` is this evaluation's name."""
+        raise NotImplementedError
+
+    def stage_config(self, wiring: Wiring) -> Config:
+        """The config the stage is given: this one, or one that also holds the configs its names stand for."""
+        return self

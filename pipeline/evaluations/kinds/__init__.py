@@ -1,0 +1,1 @@
+"""The kinds of evaluations: one module per kind, with its config and its stage."""

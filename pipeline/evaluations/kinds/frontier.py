@@ -1,0 +1,171 @@
+"""Evaluation `frontier`: a table that compares SAEs, and marks those that no other SAE beats in L0 and FVU.
+
+Every SAE is measured by its own `reconstruction` node, so adding an SAE measures that one alone. `patchsae
+pick` reads the table.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from patchsae.pipeline.classification.classifier import Prompts
+from patchsae.pipeline.core.config import Config, OptionalDatasetName
+from patchsae.pipeline.core.graph import Names
+from patchsae.pipeline.core.stage import Inputs, Runtime, Stage
+from patchsae.pipeline.core.text import nearest
+from patchsae.pipeline.evaluations.evaluation import EvaluationConfig, ImagesConfig, Wiring
+from patchsae.pipeline.evaluations.kinds.reconstruction import ReconstructionConfig
+from patchsae.storage.artifacts import Builder
+from patchsae.storage.errors import UserError
+from patchsae.storage.keys import digest_json
+from patchsae.storage.manifest import Summary
+from patchsae.storage.tables import Column, TableSchema
+
+_MEASURED = (
+    ("l0", "Mean over tokens of the number of latents above 0."),
+    ("fvu", "sum |x - x_hat|^2 / sum |x - mean(x)|^2 over all tokens, in float64."),
+    ("explained_variance", "1 - fvu."),
+    ("mse", "Mean over tokens and channels of (x_hat - x)^2."),
+    ("cosine", "Mean over tokens of the cosine between x and x_hat."),
+    ("l1_norm", "Mean over tokens of the sum of the latents' activations."),
+    ("dead_fraction", "Share of latents that are above 0 on no token."),
+    ("dense_fraction", "Share of latents that are above 0 on more than a tenth of the tokens."),
+    ("accuracy_original", "Zero-shot accuracy with the activations as they are."),
+    ("accuracy_reconstruction", "Zero-shot accuracy with every token's activation replaced by x_hat."),
+    (
+        "zero_shot_kept_mean",
+        "(accuracy_reconstruction - a) / (accuracy_original - a), where a is the accuracy with every token's "
+        "activation replaced by the mean activation; null if the denominator is 0.",
+    ),
+    ("zero_shot_kept_zero", "As zero_shot_kept_mean, but a is the accuracy with zeros in place."),
+    (
+        "contrastive_score_mean",
+        "(CE_reconstruction - CE_original) / (CE_mean - CE_original), where CE is the mean cross entropy of "
+        "the zero-shot classification; lower is better; null if the denominator is 0.",
+    ),
+    ("contrastive_score_zero", "As contrastive_score_mean, with CE_zero in place of CE_mean."),
+)
+FRONTIER = TableSchema(
+    "frontier",
+    "One row per SAE, measured on the same held-out images.",
+    (
+        Column("sae_key", pa.string(), "Key of the SAE's artifact."),
+        Column("kind", pa.string(), "The objective it was trained with, or `imported`."),
+        Column("n_latents", pa.int64(), "Number of latents."),
+        Column(
+            "on_frontier",
+            pa.bool_(),
+            "No other SAE of the table is at least as good in both l0 and fvu and better in one of them.",
+        ),
+        *(Column(name, pa.float64(), text, nullable=True) for name, text in _MEASURED),
+        Column("config", pa.string(), "The config it was trained or imported with, as JSON."),
+    ),
+)
+
+
+class FrontierConfig(EvaluationConfig, ImagesConfig):
+    """Compares SAEs on the same held-out images: each by an evaluation of kind `reconstruction`."""
+
+    kind: Literal["frontier"] = "frontier"
+    saes: tuple[str, ...] = ("*",)
+    """Names of SAEs. `*` stands for any text, so `sweep-*` is a whole sweep."""
+    dataset: OptionalDatasetName = None
+    """The images they are measured on; if not given, each SAE's own training dataset."""
+    split: str = "test"
+    """The split they are measured on."""
+    prompts: Prompts = Prompts()
+    """The prompts of the zero-shot classification."""
+
+    @classmethod
+    def stage(cls) -> Stage:
+        return STAGE
+
+    def chosen(self, wiring: Wiring) -> list[str]:
+        """The SAEs that `saes` names, in the experiment's order. Raises UserError if a name matches none."""
+        known = list(wiring.sae_names())
+        for pattern in self.saes:
+            if not fnmatch.filter(known, pattern):
+                raise UserError(
+                    f"frontier: `saes` names `{pattern}`, which is no SAE{nearest(pattern, known)}"
+                )
+        return [name for name in known if any(fnmatch.fnmatch(name, pattern) for pattern in self.saes)]
+
+    def names(self, wiring: Wiring, evaluation: str) -> Names:
+        saes = [wiring.sae(name) for name in self.chosen(wiring)]
+        datasets = {self.dataset or sae.dataset for sae in saes}
+        backbones = {sae.backbone for sae in saes}
+        # The table has one dataset and one backbone only if they are the same for all SAEs.
+        dataset = datasets.pop() if len(datasets) == 1 else None
+        return Names(dataset, backbones.pop() if len(backbones) == 1 else None, evaluation=evaluation)
+
+    def stage_config(self, wiring: Wiring) -> FrontierStageConfig:
+        return FrontierStageConfig()
+
+    def inputs(self, wiring: Wiring) -> dict[str, str]:
+        found = {}
+        for i, name in enumerate(self.chosen(wiring)):
+            measured = ReconstructionConfig(
+                sae=name,
+                dataset=self.dataset,
+                split=self.split,
+                prompts=self.prompts,
+                classes=self.classes,
+                limit=self.limit,
+            )
+            found[f"sae {i}"] = wiring.train(name)
+            found[f"reconstruction {i}"] = wiring.add_evaluation(self._name_of(name), measured)
+        return found
+
+    def _name_of(self, sae: str) -> str:
+        """The name of the `reconstruction` node of an SAE, which differs for other images or prompts."""
+        on = "" if self.dataset is None else f"-{self.dataset}"
+        plain = self.prompts == Prompts() and self.classes is None and self.limit is None
+        settings = [self.prompts.key_config(), self.classes, self.limit]
+        return f"{sae}{on}-{self.split}" + ("" if plain else f"-{digest_json(settings)[:6]}")
+
+
+class FrontierStageConfig(Config):
+    """Has no fields: the inputs say which SAEs are compared and how they were measured."""
+
+
+def pareto(l0: np.ndarray, fvu: np.ndarray) -> np.ndarray:
+    """Mask of the SAEs that no other SAE beats. One beats another if it is at least as low in both numbers
+    and lower in one."""
+    no_worse = (l0[None] <= l0[:, None]) & (fvu[None] <= fvu[:, None])
+    better = (l0[None] < l0[:, None]) | (fvu[None] < fvu[:, None])
+    return np.logical_not((no_worse & better).any(axis=1))
+
+
+def _run(config: FrontierStageConfig, inputs: Inputs, out: Builder, runtime: Runtime) -> Summary:
+    rows: list[dict[str, Any]] = []
+    for i in range(len(inputs) // 2):
+        sae, measured = inputs[f"sae {i}"], inputs[f"reconstruction {i}"].manifest.summary
+        rows.append(
+            {
+                "sae_key": sae.key,
+                "kind": str(sae.manifest.config.get("kind", sae.stage)),
+                "n_latents": measured["n_latents"],
+                **{column: measured.get(column) for column, _ in _MEASURED},
+                "config": json.dumps(sae.manifest.config, sort_keys=True),
+            }
+        )
+    best = pareto(*(np.array([row[name] for row in rows], np.float64) for name in ("l0", "fvu")))
+    for row, is_best in zip(rows, best, strict=True):
+        row["on_frontier"] = bool(is_best)
+    out.write_table(FRONTIER, {c.name: [row[c.name] for row in rows] for c in FRONTIER.columns})
+    return {"n_saes": len(rows), "n_on_frontier": int(best.sum())}
+
+
+STAGE = Stage(
+    name="frontier",
+    version=2,
+    section="evaluations",
+    uses_gpu=False,
+    description="SAEs side by side.",
+    run=_run,
+)

@@ -1,0 +1,270 @@
+"""Evaluation `masking`: zero-shot accuracy with the top k latents kept alone, or taken out (spec 5).
+
+Latents are ranked by an evaluation `statistics` on one split and masked on another split. The ranking `class`
+uses the true class of each image, so its accuracies show what latents carry; they are not a classifier's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator
+
+from patchsae.pipeline.backbones.backbone import BackboneConfig
+from patchsae.pipeline.classification.classifier import Prompts
+from patchsae.pipeline.classification.zero_shot import ZeroShot
+from patchsae.pipeline.core.config import INLINE, Config, EvaluationName, OptionalDatasetName, Unhashed
+from patchsae.pipeline.core.graph import Names
+from patchsae.pipeline.core.stage import Inputs, PartStage, Runtime, Stage
+from patchsae.pipeline.evaluations.evaluated import EvaluatedImages, choose_encoder, open_encoder
+from patchsae.pipeline.evaluations.evaluation import EvaluationConfig, ImagesConfig, Wiring
+from patchsae.pipeline.evaluations.kinds.statistics import StatisticsConfig
+from patchsae.pipeline.evaluations.masking.sweep import Correct, count_correct
+from patchsae.pipeline.evaluations.masking.table import (
+    MASKING,
+    Condition,
+    masking_columns,
+    masking_summary,
+)
+from patchsae.pipeline.evaluations.statistics.rankings import class_ranking, dataset_ranking, random_ranking
+from patchsae.pipeline.images.tables import class_names_of, labels_of
+from patchsae.pipeline.saes.sparse.latents import images_per_block
+from patchsae.storage.artifacts import Builder
+from patchsae.storage.errors import UserError
+from patchsae.storage.manifest import Summary
+from patchsae.storage.scratch import ScratchArrays
+
+Selection = Literal["class", "dataset", "random"]
+_RANKINGS = "rankings"
+
+
+class MaskingConfig(EvaluationConfig, ImagesConfig):
+    """Zero-shot accuracy on one split for every selection of latents, mode and k."""
+
+    kind: Literal["masking"] = "masking"
+    statistics: EvaluationName
+    """The evaluation of kind `statistics` whose counts rank the latents. It also names the SAE."""
+    dataset: OptionalDatasetName = None
+    """The images that are classified; if not given, the dataset of the statistics. For the selection `class`
+    both must have the same classes."""
+    split: str = "test"
+    """The split that is classified."""
+    ks: tuple[Annotated[int, Field(ge=1)] | Literal["all"], ...] = (
+        1,
+        2,
+        5,
+        10,
+        50,
+        100,
+        500,
+        1000,
+        2000,
+        "all",
+    )
+    """How many latents are switched on or off. The number of all latents, or more, means `all`."""
+    selections: tuple[Selection, ...] = ("class", "dataset", "random")
+    """Which latents come first: those most active in the image's true class, those most active in the whole
+    split, or random ones."""
+    modes: tuple[Literal["on", "off"], ...] = ("on", "off")
+    """`on`: only the k latents are on. `off`: only the k latents are off."""
+    n_random: Annotated[int, Field(ge=1)] = 3
+    """Number of random rankings, which have the seeds 0, 1, ..."""
+    random_pool: Literal["alive", "all"] = "alive"
+    """With `alive`, a random ranking has the latents that fire on the statistics' split first and the dead
+    ones after them; with `all`, they are mixed."""
+    tokens: Literal["all", "patches"] = "all"
+    """The tokens whose activations are replaced; the others stay as they are."""
+    prompts: Prompts = Prompts()
+    """The prompts of the zero-shot classification."""
+
+    @field_validator("ks")
+    @classmethod
+    def _ascending(cls, ks: tuple[int | str, ...]) -> tuple[int | str, ...]:
+        numbers = sorted({k for k in ks if isinstance(k, int)})
+        return (*numbers, "all") if "all" in ks else tuple(numbers)
+
+    @field_validator("selections", "modes")
+    @classmethod
+    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(names))
+
+    @classmethod
+    def stage(cls) -> Stage:
+        return STAGE
+
+    def _selected_on(self, wiring: Wiring) -> StatisticsConfig:
+        statistics = wiring.evaluation(self.statistics)
+        if not isinstance(statistics, StatisticsConfig):
+            raise UserError(
+                f"masking: `statistics` names `{self.statistics}`, which is no evaluation of kind `statistics`; "
+                "name one that is."
+            )
+        return statistics
+
+    def names(self, wiring: Wiring, evaluation: str) -> Names:
+        statistics = self._selected_on(wiring)
+        dataset = self.dataset or statistics.dataset_name(wiring)
+        return Names(dataset, wiring.sae(statistics.sae).backbone, statistics.sae, evaluation)
+
+    def stage_config(self, wiring: Wiring) -> MaskingStageConfig:
+        statistics = self._selected_on(wiring)
+        return MaskingStageConfig(masking=self, backbone=wiring.backbone(wiring.sae(statistics.sae).backbone))
+
+    def inputs(self, wiring: Wiring) -> dict[str, str]:
+        statistics = self._selected_on(wiring)
+        selected_on = statistics.dataset_name(wiring)
+        dataset = self.dataset or selected_on
+        backbone = wiring.sae(statistics.sae).backbone
+        return {
+            "statistics": wiring.evaluate(self.statistics),
+            "activations": wiring.extract(dataset, backbone),
+            "images": wiring.index(dataset),
+            "selection_images": wiring.index(selected_on),
+            "sae": wiring.train(statistics.sae),
+            "weights": wiring.weights(backbone),
+            "classifier": wiring.classifier(dataset, backbone, self.prompts),
+            **wiring.backbone(backbone).inputs(wiring),
+        }
+
+
+class MaskingStageConfig(Config):
+    """The config of the stage: that of the evaluation, and the backbone its names lead to."""
+
+    masking: Annotated[MaskingConfig, INLINE]
+    backbone: Annotated[BackboneConfig, Unhashed("its weights are an input")]
+
+    def finite_ks(self, n_latents: int) -> np.ndarray:
+        """The k that are fewer than all latents, ascending; each is computed."""
+        return np.array([k for k in self.masking.ks if isinstance(k, int) and k < n_latents], np.int64)
+
+    def includes_all(self, n_latents: int) -> bool:
+        return len(self.finite_ks(n_latents)) < len(self.masking.ks)
+
+    def rankings(self) -> list[tuple[str, int | None]]:
+        """(selection, seed) of every ranking, in the order of the table; the seed is None unless random."""
+        seeds = range(self.masking.n_random)
+        return [
+            (selection, seed)
+            for selection in self.masking.selections
+            for seed in (seeds if selection == "random" else [None])
+        ]
+
+    def rows(self, inputs: Inputs) -> np.ndarray:
+        return self.masking.rows_of(inputs["images"], self.masking.split)
+
+
+def _n_latents(inputs: Inputs) -> int:
+    return int(inputs["sae"].manifest.summary["n_latents"] or 0)
+
+
+def _prepare(config: MaskingStageConfig, inputs: Inputs, out: Builder, runtime: Runtime) -> int:
+    _check_classes(config, inputs)
+    choose_encoder(inputs, out, runtime.device)
+    _write_rankings(config, inputs, out, _n_latents(inputs))
+    return len(EvaluatedImages(inputs, config.rows(inputs), runtime.device).parts)
+
+
+def _check_classes(config: MaskingStageConfig, inputs: Inputs) -> None:
+    if "class" in config.masking.selections:
+        here, there = (class_names_of(inputs[role]) for role in ("images", "selection_images"))
+        if here != there:
+            raise UserError(
+                f"masking: the dataset has other classes ({len(here)}) than the one its "
+                f"latents are selected on ({len(there)}); make statistics of this dataset, or leave `class` out of "
+                "`selections`."
+            )
+
+
+def _write_rankings(config: MaskingStageConfig, inputs: Inputs, out: Builder, n_latents: int) -> None:
+    """Writes one array per ranking to scratch, which all parts read: [C, K] by class, else [1, K]."""
+    masking, statistics = config.masking, inputs["statistics"]
+    n_ranked = int(config.finite_ks(n_latents).max(initial=0))
+    latents = statistics.scan("latents").select("n_tokens_above", "dead").collect()
+    arrays = {}
+    for i, (selection, seed) in enumerate(config.rankings()):
+        if selection == "class":
+            n_classes = len(class_names_of(inputs["images"]))
+            arrays[str(i)] = class_ranking(statistics, n_latents, n_classes, n_ranked)
+        elif selection == "dataset":
+            arrays[str(i)] = dataset_ranking(latents, n_ranked)[None]
+        else:
+            assert seed is not None
+            arrays[str(i)] = random_ranking(latents, n_ranked, seed, masking.random_pool == "alive")[None]
+    out.write_scratch(_RANKINGS, 0, arrays)
+
+
+class _Worker:
+    """Classifies the images of a part under every ranking, mode and k."""
+
+    def __init__(self, config: MaskingStageConfig, inputs: Inputs, out: Builder, runtime: Runtime) -> None:
+        self.config = config
+        self.device = runtime.device
+        self.images = EvaluatedImages(inputs, config.rows(inputs), runtime.device)
+        self.encoder = open_encoder(inputs, out, runtime.device)
+        self.zero_shot = ZeroShot.load(config.backbone, inputs, runtime.device)
+        written = out.scratch(_RANKINGS, 0)
+        self.rankings = [
+            torch.tensor(written[str(i)], device=runtime.device).long() for i in range(len(config.rankings()))
+        ]
+
+    def __call__(self, part: int) -> Mapping[str, np.ndarray]:
+        sae, masking = self.encoder.sae, self.config.masking
+        ks = self.config.finite_ks(sae.n_latents)
+        tokens = self.images.activations.layout.select(masking.tokens)
+        correct = Correct.zeros(len(self.rankings), len(ks), len(self.zero_shot.embeddings))
+        step = images_per_block(sae.n_latents, len(tokens))
+        for _, x, labels in self.images.blocks(part, step):
+            latents = self.encoder(x[:, tokens.start : tokens.stop].flatten(0, 1))
+            of_label = torch.from_numpy(labels).to(self.device)
+            mine = [ranking if len(ranking) == 1 else ranking[of_label] for ranking in self.rankings]
+            count_correct(correct, x, latents, labels, mine, ks, sae, self.zero_shot, masking.modes, tokens)
+        return correct.arrays()
+
+
+def _merge(
+    config: MaskingStageConfig, inputs: Inputs, out: Builder, parts: Sequence[ScratchArrays], runtime: Runtime
+) -> Summary:
+    n_latents = _n_latents(inputs)
+    class_names = class_names_of(inputs["images"])
+    correct = Correct.zeros(len(config.rankings()), len(config.finite_ks(n_latents)), len(class_names))
+    for arrays in parts:
+        correct.add(Correct(**{name: arrays[name] for name in vars(correct)}))
+    found = conditions(config, correct, n_latents)
+    labels = labels_of(inputs["images"])[config.rows(inputs)]
+    n_images = np.bincount(labels, minlength=len(class_names))
+    masking = config.masking
+    out.write_table(MASKING, masking_columns(found, masking.split, n_images, class_names))
+    return masking_summary(found, n_images)
+
+
+def conditions(config: MaskingStageConfig, correct: Correct, n_latents: int) -> list[Condition]:
+    """Every way of replacing activations with its counts, in the order of the table."""
+    found = [
+        Condition("none", "original", None, None, correct.original),
+        Condition("none", "reconstruction", n_latents, None, correct.reconstruction),
+    ]
+    # With all latents on, the result is the reconstruction; with all off, the bias. Neither depends on a
+    # ranking.
+    everything = {"on": correct.reconstruction, "off": correct.bias}
+    for (selection, seed), masked in zip(config.rankings(), correct.masked, strict=True):
+        for mode in config.masking.modes:
+            of_mode = masked[("on", "off").index(mode)]
+            for k, n_correct in zip(config.finite_ks(n_latents), of_mode, strict=True):
+                found.append(Condition(selection, mode, int(k), seed, n_correct))
+            if config.includes_all(n_latents):
+                found.append(Condition(selection, mode, n_latents, seed, everything[mode]))
+    return found
+
+
+STAGE = PartStage(
+    name="masking",
+    version=2,
+    section="evaluations",
+    description="Accuracy with latents switched on or off.",
+    prepare=_prepare,
+    worker=_Worker,
+    merge=_merge,
+)

@@ -1,0 +1,1 @@
+"""The sweep over k and the table of the evaluation `masking`."""

@@ -1,0 +1,111 @@
+"""Masked reconstructions for every k, and the images they classify correctly, for the evaluation `masking`.
+
+Let R_k be the sum over the top k latents of f_s W_dec[s] (spec 12.2). The reconstruction by these latents
+alone is b_dec + R_k, and the one without them is x_hat - R_k. The top k latents contain those of every
+smaller k, so each latent is decoded once, however many k there are.
+
+Shapes: B images of T tokens, of which R are replaced; d channels, S latents, C classes, K ranked latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchsae.pipeline.classification.zero_shot import ZeroShot
+from patchsae.pipeline.evaluations.statistics.rankings import segments
+from patchsae.pipeline.saes.sae import Sae
+from patchsae.pipeline.saes.sparse.latents import SparseLatents
+from patchsae.pipeline.saes.sparse.products import weighted_sums
+
+
+def sweep(
+    latents: SparseLatents, images: int, ranking: Tensor, ks: np.ndarray, W_dec: Tensor
+) -> Iterator[Tensor]:
+    """R_k for each of the ascending `ks`: [B R, d]. It is one tensor, which is changed in place from k to k.
+
+    `ranking` holds the ranked latents of every image, int64 [B, K], or [1, K] if they are the same for all
+    images. K is the largest k or more.
+    """
+    step_of_rank = torch.from_numpy(segments(ks)).to(ranking.device)
+    step_of_latent = torch.full(
+        (len(ranking), latents.n_latents), len(ks), dtype=torch.int16, device=ranking.device
+    )
+    step_of_latent.scatter_(1, ranking[:, : len(step_of_rank)], step_of_rank.expand(len(ranking), -1))
+    token = latents.token()
+    row = token // (latents.n_tokens // images) if len(ranking) > 1 else torch.zeros_like(token)
+    step = step_of_latent[row, latents.latent.long()]
+    total = torch.zeros(latents.n_tokens, W_dec.shape[1], device=W_dec.device)
+    for i in range(len(ks)):
+        chosen = (step == i).nonzero().squeeze(1)
+        ends = torch.bincount(token[chosen], minlength=latents.n_tokens).cumsum(0)
+        bounds = torch.nn.functional.pad(ends, (1, 0))
+        total += weighted_sums(latents.latent[chosen], latents.value[chosen], bounds, W_dec)
+        yield total
+
+
+@dataclass
+class Correct:
+    """The number of correctly classified images of every class, for each way of replacing activations."""
+
+    original: np.ndarray  # [C]
+    reconstruction: np.ndarray  # [C]: all latents on
+    bias: np.ndarray  # [C]: all latents off
+    masked: np.ndarray  # [rankings, 2 (on, off), ks, C]
+
+    @classmethod
+    def zeros(cls, n_rankings: int, n_ks: int, n_classes: int) -> Correct:
+        shapes = [(n_classes,)] * 3 + [(n_rankings, 2, n_ks, n_classes)]
+        return cls(*(np.zeros(shape, np.int64) for shape in shapes))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return vars(self)
+
+    def add(self, other: Correct) -> None:
+        for name, values in vars(self).items():
+            values += getattr(other, name)
+
+
+@torch.inference_mode()
+def count_correct(
+    correct: Correct,
+    x: Tensor,
+    latents: SparseLatents,
+    labels: np.ndarray,
+    rankings: list[Tensor],
+    ks: np.ndarray,
+    sae: Sae,
+    zero_shot: ZeroShot,
+    modes: tuple[str, ...],
+    replaced_tokens: range,
+) -> None:
+    """Classifies a block of images in every way and adds the counts to `correct`.
+
+    `x` [B, T, d]. `latents` are those of the R tokens per image in `replaced_tokens`, whose activations are
+    replaced. `labels` [B]. `rankings` has one ranking per selection and seed, as `sweep` takes it. `ks`
+    ascends.
+    """
+    first, last = replaced_tokens.start, replaced_tokens.stop
+    n_classes = len(correct.original)
+
+    def count(into: np.ndarray, replaced: Tensor | None) -> None:
+        full = x
+        if replaced is not None:
+            full = torch.cat([x[:, :first], replaced.view(len(x), -1, x.shape[2]), x[:, last:]], dim=1)
+        is_right = zero_shot.predict(full).cpu().numpy() == labels
+        into += np.bincount(labels[is_right], minlength=n_classes)
+
+    x_hat = latents.decode(latents.value, sae.W_dec) + sae.b_dec
+    count(correct.original, None)
+    count(correct.reconstruction, x_hat)
+    count(correct.bias, sae.b_dec.expand_as(x_hat).contiguous())
+    for ranking, into in zip(rankings, correct.masked, strict=True):
+        for i, R_k in enumerate(sweep(latents, len(x), ranking, ks, sae.W_dec)):
+            if "on" in modes:
+                count(into[0, i], sae.b_dec + R_k)
+            if "off" in modes:
+                count(into[1, i], x_hat - R_k)

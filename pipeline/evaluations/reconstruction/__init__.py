@@ -1,0 +1,1 @@
+"""Zero-shot classification under ablation, and tables, for the evaluation `reconstruction`."""

@@ -1,0 +1,78 @@
+"""The rankings of latents that the evaluation `masking` uses: by class, by dataset, and at random.
+
+Of latents with equal counts the one with the lower id comes first. So latents without any counted token
+follow the others in the order of their ids.
+
+Shapes: S latents, C classes, K ranked latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import polars as pl
+
+from patchsae.storage.artifacts import Artifact
+
+_CLASSES_AT_ONCE = 64
+
+
+def by_count(counts: np.ndarray, n_ranked: int) -> np.ndarray:
+    """The K latents with the largest counts, largest first: int64 [S] -> int32 [K]."""
+    return np.argsort(-counts, kind="stable")[:n_ranked].astype(np.int32)
+
+
+def class_ranking(statistics: Artifact, n_latents: int, n_classes: int, n_ranked: int) -> np.ndarray:
+    """The latents with the most tokens above tau in each class, a_c[s] (spec 4 and 5.1): int32 [C, K]."""
+    ranking = np.empty((n_classes, n_ranked), np.int32)
+    for label, counts in _class_counts(statistics, n_latents, n_classes):
+        ranking[label] = by_count(counts, n_ranked)
+    return ranking
+
+
+def _class_counts(statistics: Artifact, n_latents: int, n_classes: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(class, number of tokens above tau of each latent, int64 [S]) of every class.
+
+    The table is read some classes at a time, since it may be large.
+    """
+    table = statistics.scan("class_latents").select("class", "latent", "n_tokens")
+    for start in range(0, n_classes, _CLASSES_AT_ONCE):
+        stop = min(start + _CLASSES_AT_ONCE, n_classes)
+        rows = table.filter(pl.col("class").is_between(start, stop, closed="left")).collect()
+        label, latent, n_tokens = (rows[name].to_numpy() for name in rows.columns)
+        for one in range(start, stop):
+            mine = label == one
+            counts = np.zeros(n_latents, np.int64)
+            counts[latent[mine]] = n_tokens[mine]
+            yield one, counts
+
+
+def dataset_ranking(latents: pl.DataFrame, n_ranked: int) -> np.ndarray:
+    """The latents with the most tokens above tau in the whole split, a_D[s]: int32 [K].
+
+    `latents`: the table of that name.
+    """
+    return by_count(latents["n_tokens_above"].to_numpy(), n_ranked)
+
+
+def random_ranking(latents: pl.DataFrame, n_ranked: int, seed: int, alive_first: bool) -> np.ndarray:
+    """Latents in a random order, which is the same for all classes: int32 [K].
+
+    With `alive_first`, latents that fire on the statistics' split come before the dead ones. The order is
+    that of raw numbers from PCG64, whose stream NumPy guarantees, so it does not depend on NumPy's version.
+    """
+    key = np.random.PCG64(seed).random_raw(len(latents))
+    order = np.argsort(key, kind="stable").astype(np.int32)
+    if alive_first:
+        is_dead = latents["dead"].to_numpy()[order]
+        order = np.concatenate([order[~is_dead], order[is_dead]])
+    return order[:n_ranked]
+
+
+def segments(ks: np.ndarray) -> np.ndarray:
+    """The step of the sweep at which each rank is first used: int16 [max k].
+
+    Rank r, counted from 0, is first used at the smallest k > r.
+    """
+    return np.searchsorted(ks, np.arange(ks.max(initial=0)), side="right").astype(np.int16)

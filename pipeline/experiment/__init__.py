@@ -1,0 +1,1 @@
+"""An experiment: reading its YAML, making its nodes, planning them against a store, and running them."""

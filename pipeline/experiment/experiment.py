@@ -1,0 +1,143 @@
+"""`Experiment`: maps from names to configs, which refer to each other by these names.
+
+The command line and the flows read one from a preset or a YAML file with `load`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from patchsae.pipeline.backbones.backbone import BackboneConfig
+from patchsae.pipeline.core import registry
+from patchsae.pipeline.core.config import Config, explain
+from patchsae.pipeline.core.graph import Node
+from patchsae.pipeline.core.text import nearest
+from patchsae.pipeline.evaluations.evaluation import EvaluationConfig
+from patchsae.pipeline.experiment import kinds
+from patchsae.pipeline.experiment.dag import Dag
+from patchsae.pipeline.experiment.overrides import apply_overrides
+from patchsae.pipeline.experiment.sweeps import check_distinct, expand
+from patchsae.pipeline.images.dataset import DatasetConfig
+from patchsae.pipeline.saes.sae import SaeConfig
+from patchsae.storage.errors import UserError
+
+PRESETS = Path(__file__).parent / "presets"
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+# The unions are made from the kinds that are found at run time, so a type checker is given their base
+# classes.
+if TYPE_CHECKING:
+    _AnyDataset = DatasetConfig
+    _AnyBackbone = BackboneConfig
+    _AnySae = SaeConfig
+    _AnyEvaluation = EvaluationConfig
+else:
+    _AnyDataset = registry.union(kinds.DATASETS)
+    _AnyBackbone = registry.union(kinds.BACKBONES)
+    _AnySae = registry.union(kinds.SAES)
+    _AnyEvaluation = registry.union(kinds.EVALUATIONS)
+
+
+class Experiment(Config):
+    """A whole experiment, as a preset or a user's YAML file describes it."""
+
+    name: str
+    description: str = ""
+    datasets: dict[str, _AnyDataset]
+    backbones: dict[str, _AnyBackbone]
+    saes: dict[str, _AnySae] = Field(default_factory=dict)
+    sweeps: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """The names of each sweep's members, which are in `saes`. The YAML file has a base and a grid instead,
+    see `pipeline.experiment.sweeps`."""
+    evaluations: dict[str, _AnyEvaluation] = Field(default_factory=dict)
+
+    @field_validator("name", "datasets", "backbones", "saes", "sweeps", "evaluations")
+    @classmethod
+    def _names_are_plain(cls, value: Any) -> Any:
+        for name in [value] if isinstance(value, str) else value:
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"the name `{name}` needs lower-case letters, digits, `.`, `_` and `-` only")
+        return value
+
+    @model_validator(mode="after")
+    def _references_exist(self) -> Experiment:
+        for section in ("backbones", "saes", "evaluations"):
+            for owner, config in getattr(self, section).items():
+                for field, others in config.names_in().items():
+                    known = getattr(self, others)
+                    name = getattr(config, field)
+                    if name is not None and name not in known:
+                        raise ValueError(
+                            f"{section}.{owner}.{field} names `{name}`, which is not in {others}"
+                            f"{nearest(name, known)}"
+                        )
+        check_distinct(self.sweeps, self.saes)
+        return self
+
+    def nodes(self) -> list[Node]:
+        """Every stage instance, each after its inputs. Raises UserError if configs do not fit together."""
+        return Dag(self.datasets, self.backbones, self.saes, self.evaluations).all_nodes()
+
+
+def _read_yaml(text: str) -> Any:
+    """Reads YAML 1.2, in which `1e-4` is a number and `on` is a word."""
+    return YAML(typ="safe", pure=True).load(text)
+
+
+def _read_value(text: str) -> Any:
+    try:
+        return _read_yaml(text)
+    except YAMLError:
+        return text
+
+
+def _validated(raw: dict[str, Any], where: str) -> Experiment:
+    try:
+        return Experiment.model_validate(raw)
+    except ValidationError as error:
+        raise explain(error, where) from None
+
+
+def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Experiment:
+    """An experiment from YAML text and `PATH=VALUE` overrides. `where` names the file in errors.
+
+    Raises UserError if the text is not a valid experiment.
+    """
+    try:
+        raw = _read_yaml(text)
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" at line {mark.line + 1}" if mark else ""
+        raise UserError(f"{where}: not valid YAML{line}: {getattr(error, 'problem', error)}.") from None
+    if not isinstance(raw, dict):
+        raise UserError(
+            f"{where}: an experiment is a mapping with name, datasets, backbones, saes, evaluations."
+        )
+    expand(raw, kinds.KINDS["saes"], where)
+    apply_overrides(
+        raw, overrides, list(Experiment.model_fields), lambda raw: _validated(raw, where).nodes(), _read_value
+    )
+    return _validated(raw, where)
+
+
+def load(source: str, overrides: Sequence[str] = (), presets: Path = PRESETS) -> Experiment:
+    """The experiment of a preset, given by its name, or of a YAML file, given by its path.
+
+    Raises UserError if `source` is neither or the experiment is not valid.
+    """
+    preset = presets / f"{source}.yaml"
+    path = preset if preset.is_file() else Path(source).expanduser()
+    if not path.is_file():
+        known = [file.stem for file in presets.glob("*.yaml")]
+        raise UserError(f"{source}: neither a preset nor a YAML file{nearest(source, known)}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as YAML ({error}).") from None
+    return parse(text, str(path) if path is not preset else f"preset {source}", overrides)

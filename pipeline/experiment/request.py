@@ -1,0 +1,133 @@
+"""`Work`: an experiment, its plan, and the nodes a user asked for, with which commands and flows begin.
+
+It needs no Prefect, so a plan, and a run with nothing to do, start no server.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from patchsae.pipeline.core.text import nearest
+from patchsae.pipeline.experiment.experiment import Experiment, load
+from patchsae.pipeline.experiment.plan import Planned, Planner, check_space
+from patchsae.storage.errors import UserError
+from patchsae.storage.keys import digest_json
+from patchsae.storage.store import Store
+
+
+@dataclass(frozen=True)
+class Work:
+    """An experiment, its plan, and what a user asked for.
+
+    `record` is the name under which the store records the experiment. `wanted` are the addresses that may be
+    run. `again` are the addresses that are to be built even if they are committed.
+    """
+
+    experiment: Experiment
+    record: str
+    planner: Planner
+    planned: dict[str, Planned]
+    wanted: frozenset[str]
+    again: frozenset[str]
+
+    @property
+    def store(self) -> Store:
+        return self.planner.store
+
+    def to_do(self) -> list[str]:
+        """The wanted addresses that a run would build, in the order of the plan."""
+        return [a for a in self.planned if a in self.wanted and (a in self.again or self.planned[a].has_work)]
+
+
+def store_uri(given: str | None) -> str:
+    """The store that was given, else that of the variable `PATCHSAE_STORE`, else `./store`."""
+    return given or os.environ.get("PATCHSAE_STORE") or "./store"
+
+
+def open_work(
+    experiment: str,
+    overrides: Sequence[str] = (),
+    store: str | None = None,
+    only: Sequence[str] = (),
+    rerun: Sequence[str] = (),
+) -> Work:
+    """Reads an experiment and plans it. `only` and `rerun` hold stages or addresses (`train`, `train/relu`).
+
+    Raises UserError if the experiment, an override, a stage or the store is not valid.
+    """
+    config = load(experiment, overrides)
+    record = f"{config.name}-{digest_json(list(overrides))[:8]}" if overrides else config.name
+    return work_on(Store(store_uri(store)), config, only, rerun, record)
+
+
+def work_on(
+    store: Store,
+    experiment: Experiment,
+    only: Sequence[str] = (),
+    rerun: Sequence[str] = (),
+    record: str | None = None,
+) -> Work:
+    """Plans an experiment against a store. The arguments are those of `open_work` and fields of `Work`."""
+    planner = Planner(store)
+    planned = planner.plan(experiment.nodes())
+    return Work(
+        experiment,
+        record or experiment.name,
+        planner,
+        planned,
+        frozenset(_select(planned, only, "--only") if only else planned),
+        frozenset(_select(planned, rerun, "--rerun")),
+    )
+
+
+def _select(planned: dict[str, Planned], words: Sequence[str], option: str) -> set[str]:
+    selected = set()
+    for word in words:
+        found = {a for a, item in planned.items() if word in (a, item.node.stage.name)}
+        if not found:
+            known = {item.node.stage.name for item in planned.values()}
+            raise UserError(
+                f"{option} {word}: the experiment has no such stage{nearest(word, planned if '/' in word else known)}"
+            )
+        selected |= found
+    return selected
+
+
+def check_can_run(work: Work) -> None:
+    """Raises UserError if a wanted node cannot run or the disk is too small. Call it before a run starts."""
+    for address in work.to_do():
+        item = work.planned[address]
+        if item.state == "blocked":
+            raise UserError(f"{address}: {_root_cause(work, item).why}")
+        for needed in item.node.inputs.values():
+            if needed not in work.wanted and work.planned[needed].state != "cached":
+                raise UserError(
+                    f"{address} needs {needed}, which is not in the store and not among the stages to run; run that "
+                    "first."
+                )
+    check_space(work.store, {address: work.planned[address] for address in work.wanted})
+    work.store.check_writable()
+
+
+def _root_cause(work: Work, item: Planned) -> Planned:
+    blocked = [work.planned[a] for a in item.node.inputs.values() if work.planned[a].state == "blocked"]
+    return _root_cause(work, blocked[0]) if blocked else item
+
+
+DisplayState = Literal["cached", "to run", "resumes", "blocked"]
+
+
+def display_state(item: Planned) -> DisplayState:
+    """The state of a planned node as users see it. A damaged artifact is shown as one that will run."""
+    match item.state:
+        case "cached":
+            return "cached"
+        case "resume":
+            return "resumes"
+        case "blocked":
+            return "blocked"
+        case _:
+            return "to run"

@@ -1,0 +1,119 @@
+"""Sweeps: expands a base config and a grid into named SAEs, before an experiment is validated."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from copy import deepcopy
+from decimal import Decimal
+from typing import Any
+
+from patchsae.pipeline.core.config import Config
+from patchsae.pipeline.core.text import nearest
+from patchsae.storage.errors import UserError
+
+_FIELDS = ("base", "grid", "also")
+
+
+def expand(raw: dict[str, Any], kinds: Mapping[str, type[Config]], where: str) -> None:
+    """Adds the members of each sweep in `raw` to `raw["saes"]`, and replaces the sweep by their names.
+
+    A member is named after its sweep and the fields that vary, in alphabetical order. `kinds` maps a kind of
+    SAE to its config, and `where` names the file in errors. Raises UserError if a sweep is not valid.
+    """
+    sweeps = raw.get("sweeps")
+    if sweeps is None:
+        raw.pop("sweeps", None)
+        return
+    if not isinstance(sweeps, dict):
+        raise UserError(f"{where}: `sweeps` is no mapping; write NAME: {{base: ..., grid: ...}}.")
+    saes = raw.get("saes") or {}
+    if not isinstance(saes, dict):
+        return  # The validation of the experiment says what is wrong.
+    raw["saes"] = saes
+    for sweep, config in sweeps.items():
+        members = _members(config, kinds, f"{where}: `sweeps.{sweep}")
+        for suffix, fields in members:
+            name = f"{sweep}-{suffix}"
+            if name in saes:
+                raise UserError(
+                    f"{where}: `sweeps.{sweep}` makes the SAE `{name}` twice; leave one of them out."
+                )
+            saes[name] = fields
+        sweeps[sweep] = [f"{sweep}-{suffix}" for suffix, _ in members]
+
+
+def _members(config: Any, kinds: Mapping[str, type[Config]], path: str) -> list[tuple[str, dict[str, Any]]]:
+    """(suffix of the name, config) of each member of a sweep. `path` is the beginning of every error."""
+    if not isinstance(config, dict):
+        raise UserError(f"{path}` is no mapping; write base, grid and, if you like, also.")
+    for field in config:
+        if field not in _FIELDS:
+            raise UserError(f"{path}.{field}` is no field of a sweep{nearest(str(field), _FIELDS)}")
+    base, grid, also = config.get("base", {}), config.get("grid", {}), config.get("also", [])
+    if not isinstance(base, dict) or not isinstance(grid, dict):
+        raise UserError(
+            f"{path}.{'grid' if isinstance(base, dict) else 'base'}` is no mapping of fields to values."
+        )
+    if not isinstance(also, list) or not all(isinstance(fields, dict) and fields for fields in also):
+        raise UserError(
+            f"{path}.also` is no list of mappings; write [{{kind: relu_l1, l1_coefficient: 1e-3}}]."
+        )
+    if not grid and not also:
+        raise UserError(f"{path}` has no members; give `grid` a field with a list of values.")
+    for field, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise UserError(
+                f"{path}.grid.{field}` is {values!r}; write a list of one value or more, such as [16, 32]."
+            )
+    varying = sorted(grid)
+    points = [
+        dict(zip(varying, values, strict=True)) for values in itertools.product(*(grid[f] for f in varying))
+    ]
+    found = []
+    for section, fields in [
+        *(("grid", point) for point in points if point),
+        *(("also", extra) for extra in also),
+    ]:
+        member = deepcopy({**base, **fields})
+        variant = kinds.get(str(member.get("kind")))
+        for name in fields:
+            if variant is not None and name not in variant.model_fields:
+                raise UserError(
+                    f"{path}.{section}.{name}` is no field of {member['kind']}{nearest(str(name), variant.model_fields)}"
+                )
+        words = [_word(name, fields[name], f"{path}.{section}.{name}`") for name in sorted(fields)]
+        found.append(("-".join(words), member))
+    return found
+
+
+def _word(field: str, value: Any, path: str) -> str:
+    """A field and its value as part of a name, such as `k16`, `lr1e-3` or, for `kind`, `topk`.
+
+    It has no dots, since dots separate the steps of a `--set` path.
+    """
+    if isinstance(value, float):
+        _, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
+        text = ("-" if value < 0 else "") + "".join(map(str, digits)) + (f"e{exponent}" if exponent else "")
+    elif isinstance(value, str | int) or value is None:
+        text = re.sub(r"[^a-z0-9_-]", "_", str(value).lower())
+    else:
+        raise UserError(f"{path} has the value {value!r}; write numbers or words.")
+    return text if field == "kind" else f"{field.lower()}{text}"
+
+
+def check_distinct(sweeps: Mapping[str, tuple[str, ...]], saes: Mapping[str, Any]) -> None:
+    """Raises ValueError, with both names, if a member would be the same artifact as another SAE."""
+    for sweep, members in sweeps.items():
+        for member in members:
+            config = saes[member]
+            for name, other in saes.items():
+                if (
+                    name != member
+                    and (other.dataset, other.backbone) == (config.dataset, config.backbone)
+                    and other.key_config() == config.key_config()
+                ):
+                    raise ValueError(
+                        f"sweeps.{sweep}: `{member}` and `{name}` are the same SAE; leave one of them out"
+                    )

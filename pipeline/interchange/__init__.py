@@ -1,1 +1,0 @@
-"""SAEs of other tools: one module per format; `formats.py` lists them."""

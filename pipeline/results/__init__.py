@@ -1,0 +1,1 @@
+"""Reading a store: its artifacts, tables and best SAEs, for the command line and the Python API."""

@@ -1,0 +1,75 @@
+"""Finds an artifact by its address in an experiment or the first digits of its key, as users name it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from patchsae.pipeline.core.text import nearest
+from patchsae.storage.artifacts import Artifact
+from patchsae.storage.errors import UserError
+from patchsae.storage.store import Store
+
+SAE_STAGES = ("train", "import")
+_DIGITS = 4
+
+
+def find(store: Store, word: str, experiment: str | None = None, stages: Sequence[str] = ()) -> Artifact:
+    """The artifact with the address `word` in a recorded experiment, or with a key that begins with `word`.
+
+    An address is `train/relu`, or `relu` if only one stage has that name. A key needs four digits or more.
+    `experiment` limits the search to one experiment, and `stages` to some stages. Raises UserError if there
+    is no such artifact, if there are several, or if it is damaged.
+    """
+    records = store.experiments()
+    if experiment is not None and experiment not in records:
+        raise UserError(f"{store.root}: no experiment `{experiment}`{nearest(experiment, records)}")
+    named: dict[tuple[str, str], str] = {}
+    known: set[str] = set()
+    for name, record in records.items():
+        if experiment not in (None, name):
+            continue
+        for address, node in record.nodes.items():
+            if stages and node.stage not in stages:
+                continue
+            known.add(address)
+            if word in (address, address.partition("/")[2]):
+                named.setdefault((node.stage, node.key), f"{name}: {address}")
+    found = {place: store.at(*place) for place in named}
+    if not found and len(word) >= _DIGITS:
+        for artifact, _ in store.artifacts():
+            if artifact.key.startswith(word) and (not stages or artifact.stage in stages):
+                found[artifact.stage, artifact.key] = artifact
+    if len(found) > 1:
+        several = ", ".join(f"{key[:16]} ({named.get((stage, key), stage)})" for stage, key in found)
+        raise UserError(f"{word}: several artifacts are called that, {several}; give the key of one.")
+    if not found:
+        raise UserError(
+            f"{word}: nothing in {store.root} has this address or key{nearest(word, known)} `patchsae status` lists "
+            "what there is."
+        )
+    [artifact] = found.values()
+    if not artifact.is_committed or artifact.fault() is not None:
+        raise UserError(
+            f"{word}: a run names it, but it is not in {store.root} (or damaged); run that again."
+        )
+    return artifact
+
+
+def find_sae(store: Store, word: str, experiment: str | None = None) -> Artifact:
+    """The artifact of the SAE that `word` names, as in `find`."""
+    return find(store, word, experiment, SAE_STAGES)
+
+
+def input_of(store: Store, artifact: Artifact, role: str, stage: str) -> Artifact:
+    """The artifact of `stage` that filled `role` when `artifact` was made.
+
+    Raises UserError if it is no longer in the store.
+    """
+    identity = artifact.manifest.inputs[role]
+    for other in store.committed(stage):
+        if other.identity == identity:
+            return other
+    raise UserError(
+        f"{artifact.stage} {artifact.key[:16]}: the {stage} artifact it was made from is not in {store.root}; run it "
+        "again."
+    )

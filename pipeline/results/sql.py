@@ -1,0 +1,80 @@
+"""Polars SQL over the tables of a store, and the table `artifacts` of its artifacts, for `patchsae query`."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import polars as pl
+
+from patchsae.pipeline.core.text import nearest
+from patchsae.pipeline.results.status import status_rows
+from patchsae.pipeline.results.tables import KEY_COLUMNS, NAME_COLUMNS, Catalog
+from patchsae.storage import tables
+from patchsae.storage.errors import UserError
+from patchsae.storage.store import Store
+
+ARTIFACTS = "artifacts"
+ARTIFACT_COLUMNS: dict[str, tuple[Any, str]] = {
+    "stage": (pl.String, "Stage that made the artifact."),
+    "key": (pl.String, "Key of the artifact, which other tables have in the column `artifact`."),
+    "state": (pl.String, "State of the artifact: committed, partial (unfinished) or damaged."),
+    "path": (pl.String, "Folder of the artifact."),
+    "bytes": (pl.Int64, "Size of the folder in bytes."),
+    "summary": (pl.String, "Summary numbers of the artifact, as JSON."),
+    "names": (pl.List(pl.String), "Names of the artifact in experiments, as `experiment: stage/name`."),
+    "inputs": (pl.String, "Role -> identity of the artifact that filled the role, as JSON."),
+    "config": (pl.String, "Hashed config of the artifact, as JSON."),
+}
+
+
+def _artifacts(store: Store, experiment: str | None) -> pl.LazyFrame:
+    rows = [
+        {name: json.dumps(value) if isinstance(value, dict) else value for name, value in row.items()}
+        for row in status_rows(store, experiment)
+    ]
+    return pl.LazyFrame(rows, schema={name: kind for name, (kind, _) in ARTIFACT_COLUMNS.items()})
+
+
+def execute(store: Store, query: str, experiment: str | None = None) -> pl.DataFrame:
+    """The rows of a SQL query over a store, or over one experiment of it. Only tables it mentions are opened.
+
+    Raises UserError if the query is not valid.
+    """
+    catalog = Catalog(store, experiment)
+    words = set(re.findall(r"\w+", query))
+    frames = {name: catalog.scan(name) for name in catalog.artifacts if name in words}
+    if ARTIFACTS in words:
+        frames[ARTIFACTS] = _artifacts(store, experiment)
+    context = pl.SQLContext(frames=frames)
+    try:
+        return context.execute(query, eager=True)
+    except pl.exceptions.PolarsError as error:
+        message = str(error).splitlines()[0]
+        raise UserError(_explain(message, [*catalog.artifacts, ARTIFACTS], frames)) from None
+
+
+def _explain(message: str, known: list[str], frames: dict[str, pl.LazyFrame]) -> str:
+    """A Polars error as one sentence with the remedy. `known` are all tables, `frames` the opened ones."""
+    if found := re.match(r"relation '(.+)' was not found", message):
+        return f"query: no table `{found[1]}` in this store{nearest(found[1], known)}"
+    if found := re.match(r'unable to find column "(.+?)"', message):
+        columns = {column for frame in frames.values() for column in frame.collect_schema().names()}
+        return f"query: no column `{found[1]}` in {', '.join(sorted(frames))}{nearest(found[1], columns)}"
+    return f"query: {message.removeprefix('sql parser error: ').rstrip('.')}; it is read as Polars SQL."
+
+
+def describe(store: Store) -> list[list[str]]:
+    """(table, column, type, description) of every column of every table, from the Parquet metadata."""
+    catalog = Catalog(store)
+    rows = [[ARTIFACTS, name, str(kind), text] for name, (kind, text) in ARTIFACT_COLUMNS.items()]
+    for name, artifacts in sorted(catalog.artifacts.items()):
+        described = {
+            column: (kind, text) for column, kind, text in tables.columns(artifacts[-1].table_files(name)[0])
+        }
+        for column in catalog.scan(name).collect_schema().names():
+            added = {**NAME_COLUMNS, **KEY_COLUMNS}
+            kind, text = described.get(column) or ("dictionary<string>", added[column])
+            rows.append([name, column, kind, text])
+    return rows

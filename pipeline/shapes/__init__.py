@@ -1,0 +1,1 @@
+"""The shapes world, which renders images with ground truth, and ShapesCLIP, a small CLIP trained on it."""

@@ -1,0 +1,1 @@
+"""The stage `train`: it trains SAEs on the shuffled stream of activations."""

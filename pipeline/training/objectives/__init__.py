@@ -1,0 +1,1 @@
+"""The kinds of SAEs that are trained here, one module each."""

@@ -1,0 +1,220 @@
+"""Stage `train`: trains SAEs on the shuffled stream of activations.
+
+This module owns the stream and the loop over steps. A member (`pipeline.training.member`) owns the optimiser,
+the schedule, checkpoints and metrics of one SAE, and its objective (`pipeline.training.objective`) owns
+parameters and gradients. A step depends only on the config, the data and the step's number, so training that
+is stopped anywhere and continued from a checkpoint ends in the same bytes.
+
+SAEs that need the same stream are trained in one pass over it, so that each batch is read and moved to the
+device once. They share nothing else, so each becomes the same SAE as when it is trained alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchsae.pipeline.activations.stream import Batch, Stream
+from patchsae.pipeline.core.prefetch import prefetch
+from patchsae.pipeline.core.stage import Inputs, Runtime, Stage, Upstream
+from patchsae.pipeline.images.tables import split_range
+from patchsae.pipeline.saes.sae import save_sae
+from patchsae.pipeline.training import torchrun
+from patchsae.pipeline.training.member import Member
+from patchsae.pipeline.training.metrics import TRAINING
+from patchsae.pipeline.training.objective import TrainedSaeConfig
+from patchsae.pipeline.training.process_group import ALONE, Ranks
+from patchsae.pipeline.training.writers import open_writers
+from patchsae.storage.activations import Activations
+from patchsae.storage.artifacts import Artifact, Builder
+from patchsae.storage.errors import UserError
+from patchsae.storage.manifest import Summary
+
+_LOADER_THREADS = 2
+# The table `training` is rewritten about this often, for those who watch it, and at every checkpoint.
+_SECONDS_BETWEEN_TABLES = 5.0
+# A weight that is not finite usually shows in the next loss. All weights are also checked every so many
+# steps, and after the last step, which no loss follows.
+_STEPS_BETWEEN_CHECKS = 100
+
+
+def stream_key(config: TrainedSaeConfig) -> Hashable:
+    """SAEs of the same activations can be trained in one pass if this value is equal."""
+    return config.split, config.tokens, config.mix, config.batch_size, config.shuffle_seed
+
+
+def _run(config: TrainedSaeConfig, inputs: Inputs, out: Builder, runtime: Runtime) -> Summary:
+    [found] = run_together([config], inputs, [out], runtime)
+    if isinstance(found, UserError):
+        raise found
+    return found
+
+
+def run_together(
+    configs: Sequence[TrainedSaeConfig], inputs: Inputs, outs: Sequence[Builder], runtime: Runtime
+) -> list[Summary | UserError]:
+    """Trains SAEs that share a stream, each into its own artifact.
+
+    Returns for each its summary, or the reason why it could not be trained.
+    """
+    failures: dict[int, UserError] = {}
+    if runtime.processes > 1:
+        # The ranks leave a checkpoint of the last step, so `train` below has no step left to take.
+        _check_divides(configs[0], Activations(inputs["activations"]), inputs["images"], runtime.processes)
+        failures = torchrun.launch(configs, inputs, outs, runtime)
+    members, stream = begin(configs, inputs, outs, runtime, ALONE)
+    for i, member in enumerate(members):
+        member.restore()
+        member.failure = failures.get(i)
+    train(members, stream, runtime, ALONE)
+    return [member.failure or _finish(member) for member in members]
+
+
+def begin(
+    configs: Sequence[TrainedSaeConfig],
+    inputs: Inputs,
+    outs: Sequence[Builder],
+    runtime: Runtime,
+    ranks: Ranks,
+) -> tuple[list[Member], Stream]:
+    """The SAEs at step 0 and the stream that they are trained on."""
+    first = configs[0]
+    activations = Activations(inputs["activations"])
+    if first.tokens == "prefix" and not activations.layout.n_prefix:
+        raise UserError("tokens `prefix`: this backbone has no prefix tokens; set tokens: patches.")
+    rows = split_range(inputs["images"], first.split)
+    stream = _stream(first, activations, rows)
+    # The stream's first batch is used only for initialisation, as in the reference (spec 2.2).
+    sample = stream.batch(0).to_float32(runtime.device)
+    _check_finite(sample, activations.artifact)
+    tokens_per_image = len(stream.tokens)
+    members = [
+        Member.begin(config, out, sample, tokens_per_image, ranks)
+        for config, out in zip(configs, outs, strict=True)
+    ]
+    return members, stream
+
+
+def train(members: Sequence[Member], stream: Stream, runtime: Runtime, ranks: Ranks) -> None:
+    """Takes the remaining steps of all members, each from its own step on.
+
+    All ranks decide alike. Only rank 0 writes, and nothing that another rank does depends on what it writes.
+    """
+    left = [member for member in members if member.wants_steps()]
+    if not left:
+        return
+    saved = shown = time.monotonic()
+    first = min(member.step for member in left)
+    last = max(member.config.n_steps for member in left)
+    batches = prefetch(_on_device(stream, first + 1, last + 1, runtime.device, ranks))
+    with contextlib.ExitStack() as opened:
+        for member in left if ranks.rank == 0 else ():
+            writers = open_writers(
+                runtime.log,
+                member.out.logs_folder(),
+                f"{member.config.key_config()['kind']}-{member.out.key[:16]}",
+                member.out.key,
+                member.config.model_dump(mode="json"),
+                member.step,
+            )
+            member.writers = opened.enter_context(writers)
+        bar = opened.enter_context(runtime.reporter.bar("train", last, "steps", first))
+        for step, (x, token) in enumerate(batches, first + 1):
+            at_work = [t for t in left if t.step == step - 1 and t.wants_steps()]
+            for member in at_work:
+                member.take_step(x, token)
+                is_last = member.step == member.config.n_steps
+                if (is_last or step % _STEPS_BETWEEN_CHECKS == 0) and not member.is_finite():
+                    member.fail()
+                if member.failure is not None:
+                    _check_finite(x, stream.activations.artifact)
+            now = time.monotonic()
+            due = now - saved >= runtime.checkpoint_seconds
+            for member in at_work:
+                if ranks.rank == 0 and (due or member.step == member.config.n_steps) and member.is_finite():
+                    member.save()
+                elif ranks.rank == 0 and now - shown >= _SECONDS_BETWEEN_TABLES:
+                    member.show()
+            saved = time.monotonic() if due else saved
+            shown = now if due or now - shown >= _SECONDS_BETWEEN_TABLES else shown
+            bar.advance(note=_note(at_work))
+            if not any(member.wants_steps() for member in left):
+                break
+
+
+def _note(members: Sequence[Member]) -> str:
+    if len(members) != 1:
+        return f"{len(members)} SAEs"
+    return f"loss {members[0].loss:.4g}, L0 {members[0].l0:.1f}"
+
+
+def _on_device(
+    stream: Stream, first: int, last: int, device: str, ranks: Ranks
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's tokens of every batch, [n, d] float32, and their places in their images, [n] int64."""
+    rows = ranks.slice_of(stream.tokens_per_batch)
+    for batch in stream.batches(first, last, _LOADER_THREADS):
+        mine = Batch(batch.activations[rows], batch.image[rows], batch.token[rows], batch.dtype)
+        yield mine.to_float32(device), torch.from_numpy(mine.token.astype(np.int64)).to(device)
+
+
+def _finish(member: Member) -> Summary:
+    """Writes the weights and the table of metrics of a trained SAE."""
+    config, sae = member.config, member.sae()
+    save_sae(member.out, sae, config.key_config())
+    member.out.write_table(TRAINING, member.columns())
+    return {"n_latents": sae.n_latents, "n_steps": member.step, "loss": member.rows[-1]["loss"]}
+
+
+def _stream(config: TrainedSaeConfig, activations: Activations, rows: range) -> Stream:
+    return Stream(activations, rows, config.batch_size, config.shuffle_seed, config.tokens, config.mix)
+
+
+def _check_divides(
+    config: TrainedSaeConfig, activations: Activations, images: Artifact, n_ranks: int
+) -> None:
+    n = _stream(config, activations, split_range(images, config.split)).tokens_per_batch
+    if n % n_ranks:
+        raise UserError(
+            f"a batch has {n:,} tokens, which {n_ranks} processes cannot share equally; change batch_size or "
+            "--processes."
+        )
+
+
+def _check_finite(x: Tensor, activations: Artifact) -> None:
+    if not math.isfinite(x.sum(dtype=torch.float64).item()):
+        raise UserError(
+            f"{activations.path}: holds activations that are not finite; `patchsae verify --discard` drops "
+            "what is damaged and the next run computes that again."
+        )
+
+
+def _predict_bytes(config: TrainedSaeConfig, inputs: Mapping[str, Upstream]) -> int | None:
+    """Bytes of the weights and of up to three checkpoints, each with the weights and their two moments.
+
+    None while the width is not known.
+    """
+    extracted = inputs["activations"].artifact
+    if extracted is None:
+        return None
+    width = Activations(extracted).width
+    n_latents = config.count_latents(width)
+    return 4 * (2 * width * n_latents + n_latents + width) * (1 + 3 * 3)
+
+
+STAGE = Stage(
+    name="train",
+    version=5,
+    section="saes",
+    description="SAEs.",
+    run=_run,
+    run_together=run_together,
+    together_key=stream_key,
+    predict_bytes=_predict_bytes,
+)

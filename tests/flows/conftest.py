@@ -1,0 +1,56 @@
+"""One Prefect server for every test here."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
+
+from tests.support.prefect_server import EXPERIMENT, Server, quiet_environment
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    home = tmp_path_factory.mktemp("prefect")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
+    environment = quiet_environment(home) | {"PREFECT_UI_ENABLED": "false"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    while True:
+        assert process.poll() is None, "the server did not start"
+        try:
+            opener.open(f"{url}/health", timeout=5).close()
+            break
+        except OSError:
+            time.sleep(0.2)
+    yield Server(url, environment | {"PREFECT_API_URL": url})
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture
+def in_server(server: Server) -> Iterator[Server]:
+    """Flows called in the test itself report to the server."""
+    with temporary_settings({PREFECT_API_URL: server.url, PREFECT_LOGGING_TO_API_ENABLED: False}):
+        yield server
+
+
+@pytest.fixture(scope="session")
+def little(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("experiments") / "little.yaml"
+    path.write_text(EXPERIMENT)
+    return path

@@ -1,0 +1,335 @@
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+from typer.testing import CliRunner, Result
+
+from patchsae.flows.cli.app import app
+from patchsae.storage.records import ExperimentRecord, RecordedNode
+from patchsae.storage.store import Store
+from tests.support import small_run
+
+ADDRESSES = [
+    "index/digits",
+    "weights/tiny",
+    "extract/digits-tiny",
+    "train/relu",
+    "statistics/statistics",
+    "classifier/digits-tiny-dataset",
+    "reconstruction/relu-test",
+    "frontier/frontier",
+    "masking/masking",
+]
+
+
+def patchsae(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def sentence(result: Result) -> str:
+    """The one line on standard error of a command that refused its input."""
+    assert result.exit_code == 2, result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("patchsae: ") and lines[0].endswith((".", "?"))
+    return lines[0].removeprefix("patchsae: ")
+
+
+@pytest.fixture
+def full_store(small_store: Store, tmp_path: Path) -> Store:
+    """A store that may be written to, in which the small experiment is done."""
+    return Store(shutil.copytree(small_store.root, tmp_path / "a store"))
+
+
+@pytest.fixture
+def small(tmp_path: Path, tiny_checkpoint: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(small_run.EXPERIMENT.format(checkpoint=str(tiny_checkpoint)))
+    return path
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, patchsae.flows.cli.app; heavy = {'torch', 'prefect', 'polars', 'zarr', 'pydantic', 'open_clip'}; "
+        "sys.exit(', '.join(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.strip() == ""
+
+
+def test_help_explains_every_command() -> None:
+    text = patchsae("--help").stdout
+    for command in app.registered_commands:
+        assert command.callback is not None
+        name = command.name or command.callback.__name__
+        assert name in text
+        assert command.callback.__doc__
+        assert patchsae(name, "--help").exit_code == 0
+
+
+# plan
+
+
+def test_plan_runs_nothing(small: Path, tmp_path: Path) -> None:
+    result = patchsae("plan", small, "--store", tmp_path / "nowhere", "--json")
+    assert result.exit_code == 0
+    rows = json.loads(result.stdout)
+    assert [row["address"] for row in rows] == ADDRESSES
+    assert [row["state"] for row in rows] == ["to run"] * len(ADDRESSES)
+    assert [row["why"] for row in rows[:3]] == ["never run", "never run", "waits for index/digits"]
+    assert rows[2]["bytes"] == 1797 * 17 * 32 * 2
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_plan_says_what_changed(small: Path, full_store: Store) -> None:
+    result = patchsae("plan", small, "--store", full_store.root, "--set", "train.lr=1e-3")
+    assert result.exit_code == 0
+    lines = {line.split()[0]: line for line in result.stdout.splitlines() if "/" in line}
+    assert "cached" in lines["extract/digits-tiny"]
+    assert "to run" in lines["train/relu"] and "lr: 0.0004 -> 0.001" in lines["train/relu"]
+    assert "input sae changed" in lines["statistics/statistics"]
+    assert "9 stages: 4 cached, 5 to run" in result.stdout
+
+
+def test_plan_of_a_damaged_artifact_names_the_file(small: Path, full_store: Store) -> None:
+    sae = full_store.committed("train")[0].path / "sae.safetensors"
+    sae.write_bytes(sae.read_bytes()[:-1])
+    rows = json.loads(patchsae("plan", small, "--store", full_store.root, "--json").stdout)
+    row = next(row for row in rows if row["address"] == "train/relu")
+    assert row["state"] == "to run"
+    assert str(sae) in row["why"] and "truncated" in row["why"]
+
+
+def test_plan_that_does_not_fit_leaves_with_2(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "free_bytes", lambda self: 1000)
+    result = patchsae("plan", small, "--store", tmp_path / "s")
+    assert "extract/digits-tiny" in result.stdout
+    assert "the run needs about" in sentence(result)
+
+
+def test_plan_of_the_paper_works_without_its_data(tmp_path: Path) -> None:
+    result = patchsae("plan", "imagenet-vit-b16", "--store", tmp_path / "s", "--json")
+    assert result.exit_code in (0, 2), result.output  # 2: the disk is too small for it
+    rows = json.loads(result.stdout)
+    states = {row["address"].split("/")[0]: row["state"] for row in rows}
+    assert states["index"] == states["train"] == states["masking"] == "blocked"
+    assert next(row for row in rows if row["stage"] == "extract")["bytes"] == 1_331_167 * 197 * 768 * 2
+
+
+# run, where nothing needs to be started
+
+
+def test_run_with_nothing_to_do_starts_nothing(small: Path, full_store: Store) -> None:
+    code = (
+        "import sys, open_clip\n"
+        "open_clip.add_model_config(sys.argv.pop(1))\n"
+        "from patchsae.flows.cli.app import app\n"
+        "try:\n    app(sys.argv[1:])\n"
+        "except SystemExit as error:\n    assert not error.code\n"
+        "assert 'prefect' not in sys.modules and 'distributed' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, small_run.MODELS, "run", str(small), "--store", str(full_store.root)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"Nothing to do: all 9 stages of small are in {full_store.root}.\n"
+
+
+def test_nothing_is_started_for_bad_input(small: Path, tmp_path: Path, full_store: Store) -> None:
+    store = tmp_path / "s"
+    text = small.read_text()
+
+    def refuse(*arguments: str | Path) -> str:
+        return sentence(patchsae("run", *arguments, "--store", store))
+
+    assert refuse("dmeo") == "dmeo: neither a preset nor a YAML file; did you mean `demo`?"
+    assert "did you mean `lr`" in refuse(small, "--set", "train.lrr=1")
+    assert "did you mean `train`" in refuse(small, "--set", "trian.lr=1")
+    assert "write FIELD=VALUE" in refuse(small, "--set", "train.lr")
+    assert "did you mean `train`" in refuse(small, "--only", "trian")
+    assert "did you mean `train/relu`" in refuse(small, "--rerun", "train/rellu")
+    assert "`saes.relu.lr` is -1" in refuse(small, "--set", "train.lr=-1")
+    small.write_text(text.replace("n_latents", "n_latnets"))
+    assert "did you mean `n_latents`" in refuse(small)
+    small.write_text(text.replace("dataset: digits", "dataset: digit"))
+    assert "did you mean `digits`" in refuse(small)
+    small.write_text(text + "  - [")
+    assert "not valid YAML at line" in refuse(small)
+    small.write_text(text.replace("{kind: digits}", "{kind: image_folder, root: /no/such/folder}"))
+    assert "/no/such/folder" in refuse(small)
+    small.write_text(text)
+    assert refuse(small, "--only", "train").startswith("train/relu needs extract/digits-tiny")
+    assert not store.exists()
+
+
+def test_bad_stores(small: Path, tmp_path: Path) -> None:
+    for command in (["status"], ["run", str(small)], ["query", "SELECT 1"], ["verify"], ["gc"]):
+        assert "s3://bucket" in sentence(patchsae(*command, "--store", "s3://bucket"))
+        assert "is a file" in sentence(patchsae(*command, "--store", small))
+
+
+def test_a_binary_file_is_no_experiment(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    assert "cannot be read as YAML" in sentence(patchsae("plan", tiny_checkpoint, "--store", tmp_path / "s"))
+
+
+def test_a_store_that_cannot_be_written(small: Path) -> None:
+    assert "nothing can be written" in sentence(patchsae("run", small, "--store", small / "store"))
+
+
+def test_devices_are_checked_first(small: Path, tmp_path: Path) -> None:
+    for device in ("gpu", "cuda:99"):
+        result = patchsae("run", small, "--store", tmp_path / "s", "--device", device)
+        assert sentence(result).startswith(f"--device {device}: ")
+
+
+def test_dask_addresses_are_checked_first(small: Path, tmp_path: Path) -> None:
+    for address in ("tcp://127.0.0.1:9", "lokal", "tcp://127.0.0.1", "tcp://127.0.0.1:many"):
+        result = patchsae("run", small, "--store", tmp_path / "s", "--dask", address)
+        assert sentence(result).startswith(f"--dask {address}: ")
+
+
+# status, query, tables
+
+
+def test_status_lists_artifacts(full_store: Store) -> None:
+    (full_store.root / "train" / ("0" * 16)).mkdir()
+    rows = json.loads(patchsae("status", "--store", full_store.root, "--json").stdout)
+    assert {row["stage"] for row in rows} == {address.split("/")[0] for address in ADDRESSES}
+    for row in rows:
+        assert set(row) == {"stage", "key", "state", "path", "bytes", "summary", "names", "inputs", "config"}
+        assert Path(row["path"]).is_dir()
+    done, begun = sorted((row for row in rows if row["stage"] == "train"), key=lambda row: row["state"])
+    assert (done["state"], begun["state"]) == ("committed", "partial")
+    assert done["names"] == ["small: train/relu"] and begun["names"] == []
+    assert done["summary"]["n_latents"] == 512 and done["bytes"] > 512 * 64 * 4 and len(done["key"]) == 64
+    text = patchsae("status", "--store", full_store.root).stdout
+    assert done["key"][:16] in text and "10 artifacts" in text
+
+
+def test_status_of_an_empty_store_makes_no_folder(tmp_path: Path) -> None:
+    assert json.loads(patchsae("status", "--store", tmp_path / "s", "--json").stdout) == []
+    assert "nothing here yet" in patchsae("status", "--store", tmp_path / "s").stdout
+    assert not (tmp_path / "s").exists()
+
+
+def test_store_comes_from_the_environment(full_store: Store) -> None:
+    result = CliRunner().invoke(app, ["status", "--json"], env={"PATCHSAE_STORE": str(full_store.root)})
+    assert len(json.loads(result.stdout)) == len(ADDRESSES)
+
+
+QUERY = "SELECT split, COUNT(*) AS n FROM images GROUP BY split ORDER BY split"
+
+
+def test_query_formats(full_store: Store, tmp_path: Path) -> None:
+    def query(*arguments: str | Path) -> Result:
+        return patchsae("query", QUERY, "--store", full_store.root, *arguments)
+
+    expected = pl.DataFrame({"split": ["test", "train"], "n": [359, 1438]})
+    assert pl.read_csv(io.StringIO(query("--format", "csv").stdout)).equals(expected)
+    assert json.loads(query("--format", "json").stdout) == expected.to_dicts()
+    assert pl.read_parquet(io.BytesIO(query("--format", "parquet").stdout_bytes))["n"].to_list() == [
+        359,
+        1438,
+    ]
+    assert "train" in query().stdout
+    path = tmp_path / "rows.parquet"
+    assert query("--format", "parquet", "--output", path).stdout == ""
+    assert pl.read_parquet(path)["split"].to_list() == ["test", "train"]
+
+
+def test_query_joins_tables_and_the_store_itself(full_store: Store) -> None:
+    sql = (
+        "SELECT a.stage, COUNT(*) AS n FROM latents l JOIN artifacts a ON l.artifact = a.key "
+        "WHERE a.state = 'committed' GROUP BY a.stage"
+    )
+    result = patchsae("query", sql, "--store", full_store.root, "--format", "json")
+    assert json.loads(result.stdout) == [{"stage": "statistics", "n": 512}]
+
+
+@pytest.mark.parametrize(
+    ("sql", "says"),
+    [
+        ("SELECT * FROM latnets", "no table `latnets` in this store; did you mean `latents`"),
+        ("SELECT latnet FROM latents", "no column `latnet` in latents; did you mean `latent`"),
+        ("SELEC * FROM latents", "Expected"),
+        ("SELECT no_such(latent) FROM latents", "no_such"),
+        ("", "query: "),
+    ],
+)
+def test_faulty_queries(full_store: Store, sql: str, says: str) -> None:
+    assert says in sentence(patchsae("query", sql, "--store", full_store.root))
+
+
+def test_tables_explains_every_column(full_store: Store) -> None:
+    rows = json.loads(patchsae("tables", "--store", full_store.root, "--json").stdout)
+    assert {"images", "latents", "latent_images", "class_latents", "masking", "training"} <= {
+        row["table"] for row in rows
+    }
+    assert all(row["description"].endswith(".") for row in rows)
+
+
+# verify, gc
+
+
+def test_verify_names_a_flipped_byte_and_discards_it(full_store: Store, small: Path) -> None:
+    assert patchsae("verify", "--store", full_store.root).exit_code == 0
+    artifact = full_store.committed("extract")[0]
+    shard = artifact.path / artifact.ledger.files(1)[0].path
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1
+    shard.write_bytes(data)
+    result = patchsae("verify", "--store", full_store.root)
+    assert result.exit_code == 1
+    assert str(shard) in result.stdout and "--discard" in result.stdout
+    n_parts = artifact.ledger.n_done()
+    assert patchsae("verify", "--store", full_store.root, "--discard").exit_code == 0
+    assert not artifact.is_committed
+    assert artifact.ledger.n_done() == n_parts - 1
+    rows = json.loads(patchsae("plan", small, "--store", full_store.root, "--json").stdout)
+    assert [row["address"] for row in rows if row["state"] != "cached"] == ["extract/digits-tiny"]
+    assert rows[2]["state"] == "resumes"
+
+
+def test_verify_names_an_edited_manifest(full_store: Store) -> None:
+    manifest = full_store.committed("train")[0].path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"n_latents": 512', '"n_latents": 513'))
+    result = patchsae("verify", "--store", full_store.root)
+    assert result.exit_code == 1
+    assert str(manifest) in result.stdout and "edited" in result.stdout
+
+
+def test_gc_takes_what_nothing_reaches(full_store: Store, small: Path) -> None:
+    keys = {artifact.stage: artifact.key for artifact in full_store.committed()}
+    nodes = {f"{s}/x": RecordedNode(s, k) for s, k in keys.items() if s != "masking"}
+    full_store.record_experiment("small", ExperimentRecord(nodes))
+    dry = patchsae("gc", "--store", full_store.root)
+    assert keys["masking"][:16] in dry.stdout and "gc --delete" in dry.stdout
+    assert len(full_store.committed()) == len(ADDRESSES)
+    assert patchsae("gc", "--store", full_store.root, "--delete").exit_code == 0
+    assert {artifact.stage for artifact in full_store.committed()} == keys.keys() - {"masking"}
+    assert "nothing to delete" in patchsae("gc", "--store", full_store.root).stdout
+    assert "small" in sentence(patchsae("gc", "--store", full_store.root, "--forget", "smal"))
+    patchsae("gc", "--store", full_store.root, "--forget", "small", "--delete")
+    assert full_store.committed() == []
+
+
+def test_gc_leaves_what_is_being_built(full_store: Store) -> None:
+    artifact = full_store.committed("train")[0]
+    full_store.uncommit(artifact)
+    full_store.forget_experiment("small")
+    with full_store.locked(artifact):
+        result = patchsae("gc", "--store", full_store.root, "--delete")
+    assert f"train {artifact.path.name}: left alone" in result.stdout
+    assert (artifact.path / "sae.safetensors").exists()
+    assert [a.stage for a, _ in full_store.artifacts()] == ["train"]

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+
+from patchsae.pipeline.backbones import weights
+from patchsae.pipeline.backbones.backbone import ExtractConfig
+from patchsae.pipeline.backbones.models.open_clip import OpenClipConfig
+from patchsae.pipeline.core.graph import Node
+from patchsae.pipeline.core.stage import Runtime
+from patchsae.storage.artifacts import Artifact
+from patchsae.storage.errors import UserError
+from patchsae.storage.store import Store
+from tests.support.nodes import plan, run_node
+
+
+def run_weights(store: Store, runtime: Runtime, config: OpenClipConfig) -> Artifact:
+    node = Node(weights.STAGE, "clip", config, {})
+    planned = plan(store, [node])
+    return run_node(store, planned[node.address], planned, runtime)
+
+
+def test_unknown_names_have_near_matches() -> None:
+    with pytest.raises(
+        ValidationError, match=r"`ViT-B-61` is not known to open_clip; did you mean .*`ViT-B-16`"
+    ):
+        OpenClipConfig(model="ViT-B-61", pretrained="openai")
+    with pytest.raises(
+        ValidationError, match="`openia` is no pretrained tag of ViT-B-16; did you mean `openai`"
+    ):
+        OpenClipConfig(model="ViT-B-16", pretrained="openia")
+
+
+@pytest.mark.parametrize("sources", [{}, {"pretrained": "openai", "checkpoint": "x"}])
+def test_weights_come_from_one_source(sources: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match="either `pretrained`"):
+        OpenClipConfig(model="ViT-B-16", **sources)
+
+
+def test_a_checkpoint_that_does_not_fit_is_one_sentence(
+    store: Store, runtime: Runtime, tiny_model: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        run_weights(store, runtime, OpenClipConfig(model=tiny_model, checkpoint=str(tmp_path / "none.pt")))
+    state = load_file(tiny_checkpoint)
+    wrong = tmp_path / "wrong.safetensors"
+    save_file({**state, "visual.proj": torch.zeros(5, 5)}, wrong)
+    with pytest.raises(
+        UserError, match=r"wrong\.safetensors: does not load as patchsae-tiny \(size mismatch.*visual.proj"
+    ):
+        run_weights(store, runtime, OpenClipConfig(model=tiny_model, checkpoint=str(wrong)))
+    garbage = tmp_path / "garbage.safetensors"
+    garbage.write_bytes(b"\x00" * 100)
+    with pytest.raises(UserError, match=r"garbage\.safetensors: does not load"):
+        run_weights(store, runtime, OpenClipConfig(model=tiny_model, checkpoint=str(garbage)))
+    evil = tmp_path / "evil.pt"
+    torch.save({"model": Artifact}, evil)
+    with pytest.raises(UserError, match=r"evil\.pt: does not load"):
+        run_weights(store, runtime, OpenClipConfig(model=tiny_model, checkpoint=str(evil)))
+    assert not list(store.committed())
+
+
+@pytest.mark.parametrize("block", [3, -4])
+def test_hook_out_of_range(tiny_model: str, tiny_checkpoint: Path, block: int) -> None:
+    config = OpenClipConfig(
+        model=tiny_model, checkpoint=str(tiny_checkpoint), extract=ExtractConfig(hook_block=block)
+    )
+    with pytest.raises(
+        UserError, match=f"extract.hook_block: {block} is out of range for 3 blocks; give -3 to -1"
+    ):
+        config.build({})
+
+
+def test_only_open_clip_vits_can_be_cut(tmp_path: Path) -> None:
+    path = tmp_path / "resnet.safetensors"
+    save_file({k: v.contiguous() for k, v in open_clip.create_model("RN50").state_dict().items()}, path)
+    with pytest.raises(UserError, match="ModifiedResNet"):
+        OpenClipConfig(model="RN50", checkpoint=str(path)).build({})
+
+
+def test_identity_is_that_of_the_weights_not_of_the_file(
+    store: Store, runtime: Runtime, tiny_model: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    before = run_weights(store, runtime, OpenClipConfig(model=tiny_model, checkpoint=str(tiny_checkpoint)))
+    copy = tmp_path / "copy.pt"
+    torch.save(load_file(tiny_checkpoint), copy)
+    after = run_weights(store, runtime, OpenClipConfig(model=tiny_model, checkpoint=str(copy)))
+    assert after.key != before.key
+    assert after.identity == before.identity
+
+
+def test_weights_that_changed_under_us_are_refused(
+    store: Store, runtime: Runtime, tiny_model: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(tiny_checkpoint.read_bytes())
+    config = OpenClipConfig(model=tiny_model, checkpoint=str(path))
+    artifact = run_weights(store, runtime, config)
+    assert weights.load_backbone(config, {"weights": artifact}, "cpu").width == 32
+    save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(UserError, match="digest"):
+        weights.load_backbone(config, {"weights": artifact}, "cpu")

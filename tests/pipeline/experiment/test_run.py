@@ -1,0 +1,188 @@
+"""Running an experiment without Prefect: groups, reruns, what is looked at how often, and what a failure names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from patchsae.pipeline.core.stage import Runtime
+from patchsae.pipeline.evaluations.kinds import statistics
+from patchsae.pipeline.experiment.experiment import Experiment, parse
+from patchsae.pipeline.experiment.request import work_on
+from patchsae.pipeline.experiment.run import groups, run
+from patchsae.pipeline.images.datasets.image_folder import ImageFolder
+from patchsae.storage.errors import UserError
+from patchsae.storage.store import Store
+
+SWEEP = """
+name: sweep
+datasets:
+  digits: {kind: digits, n_images: 40}
+backbones:
+  clip: {kind: shapes_clip}
+sweeps:
+  sweep:
+    base: {kind: topk, dataset: digits, backbone: clip, n_latents: 32, batch_size: 64, n_steps: 3}
+    grid: {k: [2, 3, 4, 5, 6]}
+evaluations:
+  statistics: {kind: statistics, sae: sweep-k2}
+"""
+
+
+@pytest.fixture
+def experiment() -> Experiment:
+    return parse(SWEEP, "sweep")
+
+
+@pytest.fixture
+def done(store: Store, experiment: Experiment) -> Store:
+    run(work_on(store, experiment), Runtime())
+    return store
+
+
+def test_members_share_a_pass(store: Store, experiment: Experiment) -> None:
+    built = []
+    for group in groups(work_on(store, experiment), Runtime(members=3)):
+        built.append([item.node.name for item in group.items])
+        group.build()
+    assert built == [
+        ["digits"],
+        ["clip"],
+        ["digits-clip"],
+        ["sweep-k2", "sweep-k3", "sweep-k4"],
+        ["sweep-k3"],
+        ["sweep-k4"],
+        ["sweep-k5", "sweep-k6"],
+        ["sweep-k6"],
+        ["statistics"],
+    ]
+
+
+def test_a_rerun_gives_up_only_what_it_is_about_to_replace(done: Store, experiment: Experiment) -> None:
+    work = work_on(done, experiment, rerun=["train"])
+    assert len(work.to_do()) == 5
+    started = {a.key: a.manifest.provenance["started"] for a in done.committed("train")}
+    for group in groups(work, Runtime(members=2)):
+        assert len(done.committed("train")) == 5, "a kill here must cost nothing"
+        if len(group.items) < 2:
+            group.build()
+            continue
+        # Killed inside the first pass: its two members are unfinished, the other three are as they were.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("patchsae.pipeline.training.train.train", _killed)
+            with pytest.raises(KeyboardInterrupt):
+                group.build()
+        break
+    assert len(done.committed("train")) == 3
+    run(work_on(done, experiment), Runtime())
+    again = {a.key: a.manifest.provenance["started"] for a in done.committed("train")}
+    assert again.keys() == started.keys()
+    assert sum(again[key] != started[key] for key in started) == 2
+
+
+def _killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_rerun_builds_each_once(done: Store, experiment: Experiment) -> None:
+    started = {a.key: a.manifest.provenance["started"] for a in done.committed()}
+    run(work_on(done, experiment, rerun=["train/sweep-k3", "statistics"]), Runtime())
+    again = {a.key: a.manifest.provenance["started"] for a in done.committed()}
+    assert again.keys() == started.keys()
+    assert sum(again[key] != started[key] for key in started) == 2
+
+
+def test_a_rerun_of_what_was_never_built_builds_it(store: Store, experiment: Experiment) -> None:
+    run(work_on(store, experiment, rerun=["index", "train"]), Runtime())
+    assert len(store.committed("train")) == 5
+
+
+def test_the_experiment_is_recorded_whole(done: Store, experiment: Experiment) -> None:
+    record = done.experiments()["sweep"]
+    assert record.experiment is not None
+    assert Experiment.model_validate(record.experiment) == experiment
+    node = record.nodes["statistics/statistics"]
+    assert node.names == {
+        "dataset": "digits",
+        "backbone": "clip",
+        "sae": "sweep-k2",
+        "evaluation": "statistics",
+    }
+    assert node.inputs["sae"] == "train/sweep-k2"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for i in range(6):
+        path = tmp_path / "my photos" / f"class {i % 2}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (i, i, i)).save(path)
+    return tmp_path / "my photos"
+
+
+PHOTOS = """
+name: photos
+datasets: {{photos: {{kind: image_folder, root: {root!r}}}}}
+backbones: {{clip: {{kind: shapes_clip}}, early: {{kind: shapes_clip, extract: {{hook_block: 1}}}}}}
+saes:
+  sae: {{kind: topk, k: 2, n_latents: 32, batch_size: 16, n_steps: 2, dataset: photos, backbone: clip}}
+  other: {{kind: topk, k: 2, n_latents: 32, batch_size: 16, n_steps: 2, dataset: photos, backbone: early}}
+"""
+
+
+def test_a_folder_is_listed_once_by_a_plan_and_once_more_by_its_index(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = []
+    plain = ImageFolder._from_folders
+
+    def counting(self: ImageFolder) -> object:
+        listed.append(self.root)
+        return plain(self)
+
+    monkeypatch.setattr(ImageFolder, "_from_folders", counting)
+    work = work_on(store, parse(PHOTOS.format(root=str(folder)), "photos"))
+    assert len(listed) == 1
+    run(work, Runtime())
+    # The index itself, and the images of the two extractions come from the table.
+    assert len(listed) == 2
+    manifest = store.committed("index")[0].manifest
+    assert manifest.provenance["source"] == {"root": str(folder)}
+
+
+def test_a_failure_names_stage_key_and_part(
+    done: Store, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = done.committed("statistics")[0]
+
+    def bug(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(statistics._Worker, "__call__", bug)
+    with pytest.raises(ZeroDivisionError) as raised:
+        run(work_on(done, experiment, rerun=["statistics"]), Runtime())
+    assert raised.value.__notes__ == ["part 0", f"building statistics/statistics {artifact.key[:16]}"]
+
+
+def test_an_input_that_is_missing_is_named(store: Store, experiment: Experiment) -> None:
+    with pytest.raises(UserError, match="train/sweep-k2 needs extract/digits-clip, which has not been run"):
+        run(work_on(store, experiment, only=["index", "weights", "train"]), Runtime())
+
+
+def test_a_plan_reads_no_manifest_it_does_not_need(
+    done: Store, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    plain = Store.at
+
+    def counting(self: Store, stage: str, key: str) -> object:
+        read.append((stage, key))
+        return plain(self, stage, key)
+
+    monkeypatch.setattr(Store, "at", counting)
+    monkeypatch.setattr(Store, "artifacts", _killed)
+    work = work_on(done, experiment)
+    assert not work.to_do()
+    assert {key for _, key in read} == {item.key for item in work.planned.values()}

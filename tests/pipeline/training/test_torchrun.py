@@ -1,0 +1,104 @@
+"""Ranks that share a batch train the SAE that one process trains, within rounding."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from patchsae.pipeline.core.resources import Resources
+from patchsae.pipeline.core.stage import Runtime
+from patchsae.pipeline.saes.sae import load_sae
+from patchsae.pipeline.training import train
+from patchsae.pipeline.training.job import Job
+from patchsae.pipeline.training.process_group import ALONE, ProcessGroup, Ranks
+from patchsae.storage.artifacts import Artifact, Builder
+from patchsae.storage.errors import UserError
+from patchsae.storage.store import Store
+from tests.support.sae_inputs import run
+from tests.support.training_inputs import KINDS, NO_STEP, Killed, config_of, inputs_in, killed_at
+
+N_STEPS = 8
+
+
+def trained(root: str, ranks: Ranks) -> dict[str, Any]:
+    """Every objective after some steps: its SAE, its dead latents and its metrics."""
+    inputs = inputs_in(Store(f"{root}/store-{ranks.rank}"))
+    kinds = [config_of(kind, n_steps=N_STEPS, lr_warmup_steps=2) for kind in KINDS]
+    kinds.append(config_of("relu_l1", n_steps=N_STEPS, mse_cls_coefficient=2.0, clip_grad_norm=0.1))
+    outs = [
+        Builder(Artifact("train", str(i) * 64, Path(root) / f"{ranks.size}-{i}")) for i in range(len(kinds))
+    ]
+    members, stream = train.begin(kinds, inputs, outs, Runtime(), ranks)
+    train.train(members, stream, NO_STEP, ranks)
+    return {
+        str(i): {
+            **member.sae().tensors(),
+            "dead": member.objective.state["steps_since_fired"],
+            "l0": torch.tensor([row["l0"] for row in member.rows]),
+            "loss": torch.tensor([row["loss"] for row in member.rows]),
+            "explained_variance": torch.tensor([row["explained_variance"] for row in member.rows]),
+        }
+        for i, member in enumerate(members)
+    }
+
+
+def _rank(rank: int, size: int, root: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    dist.init_process_group("gloo", init_method=f"file://{root}/meet-{size}", rank=rank, world_size=size)
+    found = trained(root, ProcessGroup())
+    torch.save(found, f"{root}/found-{size}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_train_what_one_process_trains(size: int, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_rank, (size, str(tmp_path)), nprocs=size)
+    found = [torch.load(tmp_path / f"found-{size}-{rank}.pt") for rank in range(size)]
+    expected = trained(str(tmp_path), ALONE)
+    assert any((sae["dead"] > 3).any() for sae in expected.values())
+    for i, sae in expected.items():
+        for name, tensor in sae.items():
+            for one in found:
+                torch.testing.assert_close(one[i][name], tensor, rtol=1e-3, atol=1e-4, msg=f"{i} {name}")
+                assert torch.equal(one[i][name], found[0][i][name]), "ranks differ"
+        assert torch.equal(found[0][i]["dead"], sae["dead"])
+
+
+def test_torchrun_from_the_stage(store: Store, tmp_path: Path) -> None:
+    config = config_of("batch_topk", n_steps=20)
+    alone = load_sae(run(store, train.STAGE, config, inputs_in(store), Runtime()))
+    other = Store(tmp_path / "a store")
+    inputs = inputs_in(other)
+    # Begun alone, ended by two.
+    with pytest.raises(Killed):
+        run(other, train.STAGE, config, inputs, killed_at(6))
+    shared = load_sae(run(other, train.STAGE, config, inputs, Runtime(processes=2)))
+    for name, tensor in alone.tensors().items():
+        torch.testing.assert_close(shared.tensors()[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_a_job_is_read_as_it_was_written(store: Store) -> None:
+    inputs = inputs_in(store)
+    outs = [Builder(store.at("train", str(i) * 64)) for i in range(len(KINDS))]
+    resources = Resources(device="cpu", torchrun="--nnodes 2", log=("tensorboard",), checkpoint_seconds=0.5)
+    job = Job([config_of(kind) for kind in KINDS], inputs, outs, resources, store.root / "held")
+    again = Job.of_json(job.to_json())
+    assert again == job
+    assert [type(config) for config in again.configs] == [type(config) for config in job.configs]
+
+
+def test_what_ranks_cannot_do_is_said(store: Store) -> None:
+    inputs = inputs_in(store)
+    with pytest.raises(UserError, match="a batch has 41 tokens, which 2 processes cannot share equally"):
+        run(store, train.STAGE, config_of("topk", batch_size=41), inputs, Runtime(processes=2))
+    with pytest.raises(UserError, match="a batch has 30 tokens, which 4 processes"):
+        run(store, train.STAGE, config_of(mix="images", batch_size=5), inputs, Runtime(processes=4))
+    with pytest.raises(UserError, match=r"no longer a number after step \d+; set a lower lr"):
+        run(store, train.STAGE, config_of(lr=1e30, lr_warmup_steps=0), inputs, Runtime(processes=2))

@@ -1,0 +1,64 @@
+"""A small experiment in a process that kills itself at its n-th durable write.
+
+Killing before each of them in turn covers every instant (`tests.support.writes`).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import open_clip
+import torch
+
+from patchsae.pipeline.core.stage import Runtime
+from patchsae.pipeline.experiment.experiment import parse
+from patchsae.pipeline.experiment.request import work_on
+from patchsae.pipeline.experiment.run import run
+from patchsae.storage import activations
+from patchsae.storage.store import Store
+from tests.support.small_run import MODELS
+from tests.support.writes import die_before
+
+EXPERIMENT = """
+name: tiny
+datasets:
+  digits: {{kind: digits, n_images: 60}}
+backbones:
+  tiny: {{kind: open_clip, model: patchsae-tiny, checkpoint: {checkpoint!r}}}
+saes:
+  relu: {{kind: relu_l1, dataset: digits, backbone: tiny, n_latents: 64, batch_size: 128, n_steps: 4}}
+sweeps:
+  sweep:
+    base: {{kind: topk, dataset: digits, backbone: tiny, n_latents: 64, batch_size: 128, n_steps: 4}}
+    grid: {{k: [2, 4]}}
+evaluations:
+  statistics: {{kind: statistics, sae: relu, tau: 0.01}}
+  masking: {{kind: masking, statistics: statistics, ks: [1], n_random: 1}}
+  frontier: {{kind: frontier, saes: [relu]}}
+"""
+
+
+def run_until(root: str, checkpoint: str, at: int, counter: str) -> None:
+    """Runs the experiment and dies before its durable write number `at`; writes down how many there were, if it ends."""
+    torch.set_num_threads(1)
+    open_clip.add_model_config(MODELS)
+    # Several shards, so that there are parts.
+    activations._CHUNK_BYTES = 17 * 32 * 2 * 8
+    n_writes = die_before(at)
+    work = work_on(Store(root), parse(EXPERIMENT.format(checkpoint=checkpoint), "tiny"))
+    run(work, Runtime(checkpoint_seconds=0.0))
+    Path(counter).write_text(str(n_writes()))
+
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.support.crash", "tests.support.small_run", "sklearn.datasets"])
+
+
+def crash(store: Store, checkpoint: Path, at: int, counter: Path) -> int:
+    """Runs `run_until` in a process of its own; returns its exit code."""
+    process = CONTEXT.Process(target=run_until, args=(str(store.root), str(checkpoint), at, str(counter)))
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode

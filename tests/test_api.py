@@ -1,0 +1,169 @@
+"""The Python API: its doctests, and what it says of a store with photographs and two SAEs."""
+
+from __future__ import annotations
+
+import doctest
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+import patchsae
+from patchsae import api
+from patchsae.pipeline.core.stage import Runtime
+from patchsae.pipeline.experiment.experiment import parse
+from patchsae.pipeline.experiment.request import work_on
+from patchsae.pipeline.experiment.run import run
+from patchsae.storage.store import Store
+
+SAE = "kind: topk, k: 4, n_latents: 48, batch_size: 128, n_steps: 5, backbone: clip"
+DEMO = f"""
+name: demo
+datasets: {{shapes: {{kind: shapes, seed: 1, splits: {{train: 24, test: 12}}, label: colour}}}}
+backbones: {{clip: {{kind: shapes_clip}}}}
+saes: {{relu: {{{SAE}, dataset: shapes}}}}
+evaluations:
+  statistics: {{kind: statistics, sae: relu}}
+  masking: {{kind: masking, statistics: statistics, ks: [1], n_random: 1}}
+"""
+PHOTOS = f"""
+name: photos
+datasets: {{{{photos: {{{{kind: image_folder, root: {{root!r}}}}}}}}}}
+backbones: {{{{clip: {{{{kind: shapes_clip}}}}}}}}
+saes:
+  one: {{{{{SAE}, dataset: photos}}}}
+  other: {{{{{SAE}, dataset: photos, seed: 3}}}}
+evaluations:
+  of-one: {{{{kind: statistics, sae: one}}}}
+  of-one-too: {{{{kind: statistics, sae: one, split: test}}}}
+  of-other: {{{{kind: statistics, sae: other}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = Store(tmp_path_factory.mktemp("demo") / "store")
+    run(work_on(store, parse(DEMO, "demo")), Runtime())
+    return store.root
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photographs of two sizes, one of them grey, in a folder with a space."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("photos") / "my photos"
+    for i in range(12):
+        path = folder / f"class {i % 2}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shape = (60, 80) if i == 0 else (50 + i, 40, 3)
+        Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> api.OpenStore:
+    store = Store(tmp_path_factory.mktemp("photos store") / "a store")
+    run(work_on(store, parse(PHOTOS.format(root=str(folder)), "photos")), Runtime())
+    return patchsae.open(store.root)
+
+
+def test_doctests(demo: Path) -> None:
+    found = doctest.testmod(
+        api, extraglobs={"STORE": str(demo), "pl": pl, "patchsae": patchsae}, optionflags=doctest.ELLIPSIS
+    )
+    assert found.failed == 0 and found.attempted > 10
+
+
+def test_a_store_is_opened_by_the_environment_or_refused(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATCHSAE_STORE", str(demo))
+    assert patchsae.open().experiments == ["demo"]
+    with pytest.raises(patchsae.UserError, match="no store here"):
+        patchsae.open(tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_top_images_name_files(photos: api.OpenStore, folder: Path) -> None:
+    other = photos.sae("other")
+    latent = int(other.latents.filter(~pl.col("dead")).sort("frequency").collect()["latent"][-1])
+    top = other.top_images(latent, 3)
+    assert top["rank"].to_list() == [1, 2, 3] and top["activation"].is_sorted(descending=True)
+    for row in top.iter_rows(named=True):
+        assert Path(row["path"]).is_file() and row["path"] == str(folder / row["source"])
+        assert row["class_name"] == Path(row["path"]).parent.name
+
+
+def test_own_images_have_the_latents_of_the_cached_ones(photos: api.OpenStore, folder: Path) -> None:
+    other = photos.sae("other")
+    images = photos.artifact("index/photos").scan("images").collect()
+    encoded = other.encode(folder)
+    assert encoded.images == sorted(encoded.images) and len(encoded.images) == 12
+    for row in images.head(4).iter_rows(named=True):
+        path = str(folder / row["source"])
+        own = encoded.frame.filter(pl.col("image") == path).drop("image")
+        cached = other.encode_row(row["image"]).frame.drop("image")
+        # float16 in the cache, float32 here: the same but for latents near the fourth largest.
+        both = own.join(cached, on=["token", "latent"])
+        assert both.height > 0.95 * max(own.height, cached.height)
+        np.testing.assert_allclose(both["activation"], both["activation_right"], rtol=2e-2, atol=2e-2)
+    top = encoded.top(2)
+    assert top.group_by("image").len()["len"].to_list() == [2] * 12
+
+
+def test_maps_are_the_latents_of_the_patches(photos: api.OpenStore, folder: Path) -> None:
+    other, path = photos.sae("other"), folder / "class 0" / "0.png"
+    encoded = other.encode(path)
+    latent = int(encoded.top(1)["latent"][0])
+    found = other.map(path, latent)
+    assert found.shape == (8, 8) and found.dtype == np.float32
+    of_patches = encoded.frame.filter(pl.col("latent") == latent, pl.col("token") > 0)
+    assert found.sum() == pytest.approx(of_patches["activation"].sum(), rel=1e-5)
+    np.testing.assert_array_equal(other.map(Image.open(path), latent), found)
+
+
+def test_two_of_something_must_be_told_apart(photos: api.OpenStore) -> None:
+    with pytest.raises(patchsae.UserError, match=r"several evaluations \(of-one, of-one-too\); name one"):
+        _ = photos.sae("one").latents
+    assert photos.sae("one", evaluation="of-one-too").statistics == photos.artifact("statistics/of-one-too")
+    with pytest.raises(patchsae.UserError, match=r"sae tow: .*\(there are one, other\)"):
+        photos.sae("tow")
+    assert sorted(photos.saes["sae"]) == ["one", "other"]
+
+
+def test_saes_are_compared_by_name(photos: api.OpenStore) -> None:
+    found = photos.compare("one", "other")
+    a, b = (photos.sae(name).weights.W_dec for name in ("one", "other"))
+    cosines = (a / a.norm(dim=1, keepdim=True)) @ (b / b.norm(dim=1, keepdim=True)).T
+    np.testing.assert_array_equal(found["match"], cosines.argmax(dim=1))
+    np.testing.assert_allclose(found["cosine"], cosines.max(dim=1).values, rtol=1e-5)
+    assert found["mutual"].to_list() == [
+        int(cosines[:, m].argmax()) == i for i, m in enumerate(found["match"])
+    ]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda sae, _: sae.top_images(48), r"latent 48: other has the latents 0 to 47"),
+        (lambda sae, _: sae.map(99, 0), r"image 99: the dataset has the rows 0 to 11"),
+        (lambda sae, folder: sae.encode(folder / "none.png"), r"none\.png: cannot be read as an image"),
+        (lambda sae, folder: sae.encode(folder / "empty"), r"empty: no images found below it"),
+    ],
+)
+def test_bad_input_is_one_sentence(photos: api.OpenStore, tmp_path: Path, call: object, message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(patchsae.UserError, match=message):
+        call(photos.sae("other"), tmp_path)  # type: ignore[operator]
+
+
+def test_nothing_is_written(photos: api.OpenStore, folder: Path) -> None:
+    def files() -> set[tuple[str, int]]:
+        return {(str(p), p.stat().st_mtime_ns) for p in photos.store.root.rglob("*") if p.is_file()}
+
+    before = files()
+    photos.sae("other").encode(folder / "class 0" / "0.png")
+    photos.query("SELECT count(*) FROM latents")
+    assert files() == before
