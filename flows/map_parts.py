@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -42,9 +43,11 @@ logging.getLogger("distributed").setLevel(logging.ERROR)
 class PartJob:
     """What a worker needs to compute any part of one artifact. It holds names and references but no data.
 
-    `threads` is the number of torch's threads, or 0 to leave the worker's setting.
+    `token` is unique to one mapping of parts. `threads` is the number of torch's threads, or 0 to leave the
+    worker's setting.
     """
 
+    token: str
     stage: str
     config: Config
     inputs: dict[str, Artifact]
@@ -65,15 +68,19 @@ class PartJob:
         return stage
 
     def _worker(self, stage: PartStage, out: Builder) -> PartWorker:
-        """The `PartWorker` that this Dask worker keeps while it computes parts of this artifact."""
+        """The `PartWorker` that this Dask worker keeps while it computes parts of this job.
+
+        The job's token tells it, not the artifact's key: an artifact that is built again, or one of another store,
+        may have the same key and other inputs.
+        """
         dask_worker = distributed.get_worker()
         held = getattr(dask_worker, _HELD, None)
-        if held is None or held[0] != self.out.key:
+        if held is None or held[0] != self.token:
             # The one of the last artifact is released before this one is loaded, so that both are never in
             # memory.
             setattr(dask_worker, _HELD, None)
             runtime = Runtime.here(self.resources)
-            held = (self.out.key, stage.worker(self.config, self.inputs, out, runtime))
+            held = (self.token, stage.worker(self.config, self.inputs, out, runtime))
             setattr(dask_worker, _HELD, held)
         worker: PartWorker = held[1]
         return worker
@@ -109,6 +116,11 @@ def run_parts(stage: str, key: str, parts: list[int], n_done: int, job: PartJob,
                     "--dask none, or on workers with more memory; finished parts are kept."
                 ) from None
             bar.advance()
+
+
+def _release(dask_worker: distributed.Worker) -> None:
+    """Frees what a Dask worker keeps between parts (an SAE, a backbone). Dask fills in the worker."""
+    setattr(dask_worker, _HELD, None)
 
 
 class DaskParts:
@@ -148,6 +160,7 @@ class DaskParts:
             map_parts_here(stage, config, inputs, out, runtime, parts)
             return
         job = PartJob(
+            uuid.uuid4().hex,
             stage.name,
             config,
             {role: _reference(artifact) for role, artifact in inputs.items()},
@@ -164,14 +177,18 @@ class DaskParts:
         # own.
         url = str(get_client(sync_client=True).api_url)
         with temporary_settings({PREFECT_API_URL: url}):
-            mapped(
-                stage=stage.name,
-                key=out.key,
-                parts=list(parts),
-                n_done=out.ledger.n_done(),
-                job=job,
-                reporter=runtime.reporter,
-            )
+            try:
+                mapped(
+                    stage=stage.name,
+                    key=out.key,
+                    parts=list(parts),
+                    n_done=out.ledger.n_done(),
+                    job=job,
+                    reporter=runtime.reporter,
+                )
+            finally:
+                with distributed.Client(address, set_as_default=False) as client:
+                    client.run(_release)
 
     def _local_address(self, n_workers: int) -> str:
         if self._cluster is None:

@@ -117,6 +117,10 @@ class Store:
         self.tidy(artifact)
         return artifact
 
+    def has_leftovers(self, artifact: Artifact) -> bool:
+        """Whether there are files that only resuming needed."""
+        return any((artifact.path / name).exists() for name in _SCRATCH)
+
     def tidy(self, artifact: Artifact) -> None:
         """Deletes the files of a committed artifact that only resuming needed. The caller must hold the lock.
 

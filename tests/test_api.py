@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import doctest
+import shutil
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import patchsae
 from patchsae import api
@@ -125,7 +127,9 @@ def test_maps_are_the_latents_of_the_patches(photos: api.OpenStore, folder: Path
 
 
 def test_two_of_something_must_be_told_apart(photos: api.OpenStore) -> None:
-    with pytest.raises(patchsae.UserError, match=r"several evaluations \(of-one, of-one-too\); name one"):
+    with pytest.raises(
+        patchsae.UserError, match=r"several evaluations \(photos: of-one, photos: of-one-too\); name one"
+    ):
         _ = photos.sae("one").latents
     assert photos.sae("one", evaluation="of-one-too").statistics == photos.artifact("statistics/of-one-too")
     with pytest.raises(patchsae.UserError, match=r"sae tow: .*\(there are one, other\)"):
@@ -167,3 +171,54 @@ def test_nothing_is_written(photos: api.OpenStore, folder: Path) -> None:
     photos.sae("other").encode(folder / "class 0" / "0.png")
     photos.query("SELECT count(*) FROM latents")
     assert files() == before
+
+
+def test_images_given_twice_stay_two(photos: api.OpenStore, folder: Path) -> None:
+    path, other = folder / "class 0" / "0.png", photos.sae("other")
+    encoded = other.encode([path, folder / "class 1" / "1.png", path])
+    assert encoded.images == [str(path), str(folder / "class 1" / "1.png"), f"{path} (2)"]
+    once, again = (encoded.top(1).filter(pl.col("image") == name) for name in (str(path), f"{path} (2)"))
+    assert once.drop("image").equals(again.drop("image"))
+    with pytest.raises(patchsae.UserError, match="no images were given"):
+        other.encode([])
+
+
+def test_an_sae_that_two_experiments_have(photos: api.OpenStore, folder: Path, tmp_path: Path) -> None:
+    store = Store(shutil.copytree(photos.store.root, tmp_path / "store"))
+    moved = Path(shutil.copytree(folder, tmp_path / "moved photos"))
+    text = PHOTOS.format(root=str(moved)).replace("name: photos", "name: again")
+    # Only the SAE, and statistics of fewer images.
+    text = (
+        text[: text.index("evaluations:")] + "evaluations: {few: {kind: statistics, sae: other, limit: 3}}\n"
+    )
+    run(work_on(store, parse(text, "again")), Runtime())
+    opened = patchsae.open(store.root)
+    assert opened.sae("other").artifact.key == photos.sae("other").artifact.key
+    with pytest.raises(patchsae.UserError, match=r"several evaluations \(again: few, photos: of-other\)"):
+        _ = opened.sae("other").latents
+    # Each experiment says where the images are.
+    for experiment, root in (("again", moved), ("photos", folder)):
+        sae = opened.sae("other", experiment)
+        latent = int(sae.latents.filter(~pl.col("dead")).collect()["latent"][0])
+        assert sae.top_images(latent)["path"][0].startswith(str(root))
+    assert opened.sae("one", "again").encode(folder / "class 0" / "0.png").frame.height
+
+
+def test_other_weights_in_the_file_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+    shutil.copy(tiny_checkpoint, weights)
+    text = DEMO.replace(
+        "{kind: shapes_clip}", f"{{kind: open_clip, model: patchsae-tiny, checkpoint: {str(weights)!r}}}"
+    )
+    store = Store(tmp_path / "store")
+    run(work_on(store, parse(text, "demo")), Runtime())
+    state = load_file(weights)
+    image = Image.new("RGB", (32, 32), (200, 10, 10))
+    patchsae.open(store.root).sae("relu").encode(image)
+    save_file({name: tensor + 1 for name, tensor in state.items()}, weights)
+    with pytest.raises(patchsae.UserError, match="digest"):
+        patchsae.open(store.root).sae("relu").encode(image)
+    run(work_on(store, parse(text, "demo"), only=["weights"]), Runtime())
+    # The run looked at the new weights, and the SAE of these has not been trained.
+    with pytest.raises(patchsae.UserError, match="sae relu: demo names it, but it has not been built"):
+        patchsae.open(store.root).sae("relu")

@@ -11,7 +11,7 @@ import typer
 from patchsae.flows.resources import ResourcesModel, check_resources
 from patchsae.pipeline.core.resources import Resources
 from patchsae.pipeline.experiment.request import check_can_run, open_work
-from patchsae.pipeline.experiment.run import remember
+from patchsae.pipeline.experiment.run import remember, tidy
 from patchsae.storage.atomic import explaining_full_disk
 
 # The command line shows progress bars and errors itself, so Prefect's log is off. A deployment keeps it.
@@ -36,6 +36,7 @@ def launch(
     to_do = work.to_do()
     if not to_do:
         remember(work)
+        tidy(work)
         typer.echo(f"Nothing to do: all {len(work.wanted)} stages of {work.record} are in {work.store.root}.")
         return
     check_can_run(work)

@@ -128,9 +128,12 @@ _PICK_COLUMNS = (
 
 def pick_text(rows: pl.DataFrame, picked: pl.DataFrame, by: By) -> str:
     """The SAEs on the frontier as a table in which the picked one is marked, and its folder."""
-    name = picked["sae"][0]
-    shown = rows.filter(pl.col("on_frontier") | (pl.col("sae") == name)).select(_PICK_COLUMNS)
-    lines = [["->" if row[0] == name else "", *(_cell(value) for value in row)] for row in shown.iter_rows()]
+    name, key = picked["sae"][0], picked["sae_key"][0]
+    shown = rows.filter(pl.col("on_frontier") | (pl.col("sae_key") == key))
+    lines = [
+        ["->" if row["sae_key"] == key else "", *(_cell(row[column]) for column in _PICK_COLUMNS)]
+        for row in shown.iter_rows(named=True)
+    ]
     header = ["", "sae", "objective", "latents", "L0", "FVU", "EV", "dead", "zero-shot kept"]
     return "\n\n".join(
         (
@@ -143,8 +146,10 @@ def pick_text(rows: pl.DataFrame, picked: pl.DataFrame, by: By) -> str:
 
 def pick_json(rows: pl.DataFrame, picked: pl.DataFrame) -> str:
     """Every row as a JSON object; `picked` is true in one of them."""
-    name = picked["sae"][0]
-    return json.dumps([{**row, "picked": row["sae"] == name} for row in rows.iter_rows(named=True)], indent=1)
+    key = picked["sae_key"][0]
+    return json.dumps(
+        [{**row, "picked": row["sae_key"] == key} for row in rows.iter_rows(named=True)], indent=1
+    )
 
 
 def _cell(value: object) -> str:

@@ -106,6 +106,10 @@ class BackboneConfig(Config):
         """This config together with the configs that its names stand for; itself if it names none."""
         return self
 
+    def with_extract(self, extract: ExtractConfig) -> Self:
+        """This config with another hook, precision or type of the cached activations."""
+        return self.model_copy(update={"extract": extract})
+
     def inputs(self, wiring: BackboneWiring) -> dict[str, str]:
         """Role -> address of the nodes that the backbone is made from, beside its own files."""
         return {}

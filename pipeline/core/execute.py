@@ -43,13 +43,19 @@ class Assignment:
     again: bool = False
 
 
-def execute(store: Store, works: Sequence[Assignment], runtime: Runtime) -> list[Artifact]:
+def execute(
+    store: Store, works: Sequence[Assignment], runtime: Runtime, given_up: set[str] | None = None
+) -> list[Artifact]:
     """Builds one artifact, or several of one stage that are built in one pass, and returns them.
 
     If another process is building one of them, this one waits and uses that result. Raises UserError if an
     artifact cannot be built, after the others are committed.
+
+    `given_up` holds the keys of artifacts that were deleted to be built again. A caller that tries again passes
+    the same set again, so that the second attempt resumes where the first one failed.
     """
     stage = works[0].stage
+    given_up = set() if given_up is None else given_up
     called = ", ".join(f"{work.address} {work.key[:16]}" for work in works)
     with contextlib.ExitStack() as held:
         held.enter_context(naming(f"building {called}"))
@@ -57,7 +63,11 @@ def execute(store: Store, works: Sequence[Assignment], runtime: Runtime) -> list
         # other.
         for work in sorted(works, key=lambda work: work.key):
             held.enter_context(_locked(store, work))
-        missing = [work for work in works if work.again or not store.is_usable(stage.name, work.key)]
+        missing = [
+            work
+            for work in works
+            if (work.again and work.key not in given_up) or not store.is_usable(stage.name, work.key)
+        ]
         for work in works:
             if work not in missing:
                 store.tidy(store.at(stage.name, work.key))
@@ -69,8 +79,9 @@ def execute(store: Store, works: Sequence[Assignment], runtime: Runtime) -> list
         # An artifact that is built again is deleted only here, after all checks, right before its
         # replacement.
         for work in missing:
-            if work.again:
+            if work.again and work.key not in given_up:
                 store.discard(store.at(stage.name, work.key))
+                given_up.add(work.key)
         builders = [store.begin(store.at(stage.name, work.key)) for work in missing]
         with explaining_full_disk(store.root):
             found = _build(missing, builders, runtime) if missing else []

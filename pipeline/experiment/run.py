@@ -52,6 +52,7 @@ def groups(work: Work, runtime: Runtime) -> Iterator[Group]:
         yield Group(group, _building(work, group, dict(planned), runtime))
         built |= {member.key for member in group}
         planned[address] = work.planner.node(before.node, planned)
+    remember(work, planned)
 
 
 def run(work: Work, runtime: Runtime) -> dict[str, Artifact]:
@@ -89,8 +90,11 @@ def _building(
 ) -> Callable[[], list[Artifact]]:
     """A function that builds the nodes `items` together. `before` holds the plans of their inputs."""
 
+    given_up: set[str] = set()
+
     def build() -> list[Artifact]:
-        return execute(work.store, [assignment(work.store, item, before) for item in items], runtime)
+        works = [assignment(work.store, item, before) for item in items]
+        return execute(work.store, works, runtime, given_up)
 
     return build
 
@@ -119,6 +123,17 @@ def assignment(store: Store, item: Planned, before: Mapping[str, Planned]) -> As
         item.source.location if item.source is not None else {},
         item.again,
     )
+
+
+def tidy(work: Work) -> None:
+    """Deletes what a process that was killed right after it finished an artifact left behind."""
+    for address in work.wanted:
+        item = work.planned[address]
+        if item.state == "cached" and item.key is not None:
+            artifact = work.store.at(item.node.stage.name, item.key)
+            if work.store.has_leftovers(artifact):
+                with work.store.locked(artifact):
+                    work.store.tidy(artifact)
 
 
 def remember(work: Work, planned: Mapping[str, Planned] | None = None) -> None:

@@ -49,9 +49,8 @@ def find(store: Store, word: str, experiment: str | None = None, stages: Sequenc
         )
     [artifact] = found.values()
     if not artifact.is_committed or artifact.fault() is not None:
-        raise UserError(
-            f"{word}: a run names it, but it is not in {store.root} (or damaged); run that again."
-        )
+        what = "a run names it, but it is not in" if named else "is unfinished or damaged in"
+        raise UserError(f"{word}: {what} {store.root}; run it again.")
     return artifact
 
 
@@ -66,7 +65,8 @@ def input_of(store: Store, artifact: Artifact, role: str, stage: str) -> Artifac
     Raises UserError if it is no longer in the store.
     """
     identity = artifact.manifest.inputs[role]
-    for other in store.committed(stage):
+    # The newest of several that are equal: they differ in where images or weights were found.
+    for other in reversed(store.committed(stage)):
         if other.identity == identity:
             return other
     raise UserError(

@@ -11,6 +11,7 @@ import polars as pl
 from patchsae.pipeline.results.find import SAE_STAGES
 from patchsae.pipeline.results.tables import Catalog
 from patchsae.storage.errors import UserError
+from patchsae.storage.manifest import KEY_DIGITS
 from patchsae.storage.store import Store
 
 By = Literal["fvu", "zero_shot_kept"]
@@ -28,10 +29,13 @@ def candidates(store: Store, patterns: Sequence[str]) -> pl.DataFrame:
         raise UserError(
             f"{store.root}: no frontier in this store; add an evaluation of kind `frontier` to the experiment and run it."
         )
-    newest = max(catalog.artifacts["frontier"], key=lambda one: float(one.manifest.provenance["started"]))
+    frontiers = catalog.artifacts["frontier"]
+    # One that no record leads to any more has no names.
+    frontiers = [artifact for artifact in frontiers if catalog.knows(artifact)] or frontiers
+    newest = max(frontiers, key=lambda one: float(one.manifest.provenance["started"]))
     rows = catalog.scan("frontier").filter(artifact=newest.key).sort("l0", "fvu").collect()
-    rows = rows.with_columns(pl.col("sae").cast(pl.String)).unique(
-        "sae_key", keep="first", maintain_order=True
+    rows = rows.with_columns(pl.col("sae", "sae_key").cast(pl.String)).with_columns(
+        pl.col("sae").fill_null(pl.col("sae_key").str.head(KEY_DIGITS))
     )
     chosen = [any(fnmatch.fnmatch(name, pattern) for pattern in patterns) for name in rows["sae"]]
     if patterns and not any(chosen):
@@ -39,8 +43,10 @@ def candidates(store: Store, patterns: Sequence[str]) -> pl.DataFrame:
             f"{newest.path}: has no SAE named {', '.join(patterns)} (it has {', '.join(rows['sae'])})."
         )
     rows = rows.filter(pl.Series(chosen)) if patterns else rows
+    # Two names of one SAE are one candidate.
+    rows = rows.unique("sae_key", keep="first", maintain_order=True)
     folders = {a.key: str(a.path) for stage in SAE_STAGES for a in store.committed(stage)}
-    return rows.with_columns(path=pl.col("sae_key").cast(pl.String).replace_strict(folders, default=None))
+    return rows.with_columns(path=pl.col("sae_key").replace_strict(folders, default=None))
 
 
 def best(rows: pl.DataFrame, by: By, max_l0: float | None, max_dead: float | None) -> pl.DataFrame:

@@ -71,7 +71,9 @@ def describe(store: Store) -> list[list[str]]:
     rows = [[ARTIFACTS, name, str(kind), text] for name, (kind, text) in ARTIFACT_COLUMNS.items()]
     for name, artifacts in sorted(catalog.artifacts.items()):
         described = {
-            column: (kind, text) for column, kind, text in tables.columns(artifacts[-1].table_files(name)[0])
+            column: (kind, text)
+            for artifact in artifacts
+            for column, kind, text in tables.columns(artifact.table_files(name)[0])
         }
         for column in catalog.scan(name).collect_schema().names():
             added = {**NAME_COLUMNS, **KEY_COLUMNS}

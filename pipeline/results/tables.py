@@ -67,6 +67,10 @@ class Catalog:
             for name in sorted(str(name) for name in found):
                 self.artifacts.setdefault(name, []).append(artifact)
 
+    def knows(self, artifact: Artifact) -> bool:
+        """Whether a record leads to an artifact, so that it has names."""
+        return artifact.key in self._known
+
     def __contains__(self, name: str) -> bool:
         return name in self.artifacts
 
@@ -93,7 +97,7 @@ class Catalog:
         own = plain.collect_schema().names()
         if name == "frontier" and "key" in own:
             plain, own = plain.rename({"key": "sae_key"}), [*own, "sae_key"]
-        for names, saes in self._names(artifact.key):
+        for names, saes in self._names(artifact):
             columns = {
                 # Tables of older versions hold some names themselves.
                 column: pl.col(column).cast(pl.String) if column in own else pl.lit(value, pl.String)
@@ -108,18 +112,27 @@ class Catalog:
                 **{column: expression.cast(_NAME_TYPE) for column, expression in columns.items()}
             )
 
-    def _names(self, key: str) -> Iterator[tuple[Mapping[str, str | None], Mapping[str, str]]]:
+    def _names(self, artifact: Artifact) -> Iterator[tuple[Mapping[str, str | None], Mapping[str, str]]]:
         """Each set of names that experiments have for an artifact (column -> name).
 
-        With it comes the name of every SAE in the same experiment (key -> name).
+        With it come the names that the same experiment has for the SAEs among its inputs (key -> name).
         """
         seen = set()
-        for record, node in self._known.get(key, []):
+        inputs = set(artifact.manifest.inputs.values())
+        for record, node in self._known.get(artifact.key, []):
             names = {column: node.names.get(column) for column in NAMES}
-            if tuple(names.values()) in seen:
-                continue
-            seen.add(tuple(names.values()))
-            yield names, {n.key: n.names["sae"] for n in record.nodes.values() if n.stage in SAE_STAGES}
+            saes = {
+                n.key: n.names["sae"]
+                for n in record.nodes.values()
+                if n.stage in SAE_STAGES and n.key in inputs
+            }
+            same = (
+                tuple(names.values()),
+                tuple(sorted(saes.items())) if artifact.stage == "frontier" else (),
+            )
+            if same not in seen:
+                seen.add(same)
+                yield names, saes
         if not seen:
             yield dict.fromkeys(NAMES), {}
 

@@ -155,23 +155,25 @@ class OpenStore:
         found = []
         for of, record in self.store.experiments().items():
             if experiment in (None, of):
-                for stage in SAE_STAGES:
-                    node = record.nodes.get(f"{stage}/{name}")
-                    if node is not None:
-                        found.append((of, record, node))
-        keys = {node.key for _, _, node in found}
-        if len(keys) > 1:
-            several = ", ".join(of for of, _, _ in found)
-            raise UserError(
-                f"sae {name}: experiments have different ones ({several}); say which: "
-                f"sae({name!r}, experiment={found[0][0]!r})."
-            )
+                nodes = (record.nodes.get(f"{stage}/{name}") for stage in SAE_STAGES)
+                found += [_Place(of, record, node) for node in nodes if node is not None]
         if not found:
             known = ", ".join(sorted(set(self.saes["sae"].drop_nulls()))) or "none"
             raise UserError(f"sae {name}: no experiment of this store has it (there are {known}).")
-        of, record, node = found[-1]
-        artifact = find(self.store, node.key, stages=(node.stage,))
-        return OpenSae(self.store, name, of, record, node, artifact, evaluation)
+        built = [place for place in found if self.store.is_usable(place.node.stage, place.node.key)]
+        if not built:
+            raise UserError(
+                f"sae {name}: {found[0].experiment} names it, but it has not been built (or is damaged); run that."
+            )
+        found, first = built, built[0]
+        if len({place.node.key for place in found}) > 1:
+            several = ", ".join(place.experiment for place in found)
+            raise UserError(
+                f"sae {name}: experiments have different ones ({several}); say which: "
+                f"sae({name!r}, experiment={first.experiment!r})."
+            )
+        artifact = find(self.store, first.node.key, stages=(first.node.stage,))
+        return OpenSae(self.store, name, tuple(found), artifact, evaluation)
 
     def compare(self, first: str, second: str, experiment: str | None = None) -> pl.DataFrame:
         """For each latent of the SAE `first`, the most similar latent of the SAE `second`.
@@ -208,20 +210,28 @@ def _best(rows: torch.Tensor, others: torch.Tensor) -> tuple[np.ndarray, np.ndar
 
 
 @dataclass(frozen=True)
+class _Place:
+    """An experiment that has an SAE, and the SAE's node in it."""
+
+    experiment: str
+    record: ExperimentRecord
+    node: RecordedNode
+
+
+@dataclass(frozen=True)
 class OpenSae:
     """One SAE of a store: its tables, weights, and latents on images. Get one with `OpenStore.sae`."""
 
     store: Store
     name: str
-    experiment: str
-    record: ExperimentRecord
-    node: RecordedNode
+    places: tuple[_Place, ...]
     artifact: Artifact
     evaluation: str | None = None
 
     def __repr__(self) -> str:
         n_latents = self.artifact.manifest.summary.get("n_latents")
-        return f"OpenSae({self.name} of {self.experiment}, {n_latents} latents, {self.artifact.path})"
+        experiments = ", ".join(place.experiment for place in self.places)
+        return f"OpenSae({self.name} of {experiments}, {n_latents} latents, {self.artifact.path})"
 
     @cached_property
     def weights(self) -> Sae:
@@ -239,25 +249,29 @@ class OpenSae:
 
         Raises UserError if there is none, or if there are several and `evaluation` names none of them.
         """
-        made = {
-            node.names.get("evaluation", address): node
-            for address, node in self.record.nodes.items()
-            if node.stage == "statistics"
-            and self.store.is_usable(node.stage, node.key)
-            and self.store.at(node.stage, node.key).manifest.inputs["sae"] == self.artifact.key
-        }
-        if self.evaluation is not None:
-            made = {name: node for name, node in made.items() if name == self.evaluation}
-        if len(made) != 1:
-            what = (
-                f"several evaluations ({', '.join(made)})" if made else "no evaluation of kind `statistics`"
-            )
+        made: dict[str, str] = {}
+        for place in self.places:
+            for address, node in place.record.nodes.items():
+                name = node.names.get("evaluation", address)
+                if (
+                    node.stage == "statistics"
+                    and self.evaluation in (None, name)
+                    and self.store.is_usable(node.stage, node.key)
+                    and self.store.at(node.stage, node.key).manifest.inputs["sae"] == self.artifact.key
+                ):
+                    made.setdefault(node.key, f"{place.experiment}: {name}")
+        if not made:
+            named = f" named {self.evaluation}" if self.evaluation else ""
             raise UserError(
-                f"sae {self.name}: {self.experiment} has {what}; "
-                + (f"name one: sae({self.name!r}, evaluation=...)." if made else "add one and run it.")
+                f"sae {self.name}: has no evaluation of kind `statistics`{named} in this store; add one and run it."
             )
-        [node] = made.values()
-        return find(self.store, node.key, stages=("statistics",))
+        if len(made) > 1:
+            raise UserError(
+                f"sae {self.name}: has several evaluations ({', '.join(made.values())}); name one: "
+                f"sae({self.name!r}, experiment=..., evaluation=...)."
+            )
+        [key] = made
+        return find(self.store, key, stages=("statistics",))
 
     @property
     def latents(self) -> pl.LazyFrame:
@@ -287,7 +301,7 @@ class OpenSae:
         self._check(latent)
         rows = self.statistics.scan("latent_images").filter(pl.col("latent") == latent)
         images = self._images(self.statistics)
-        folder = images.manifest.provenance.get("source", {}).get("root")
+        folder = self._root(self.statistics, images)
         found = (
             rows.join(images.scan("images").select("image", "source", "class_name"), on="image")
             .sort("rank")
@@ -313,11 +327,16 @@ class OpenSae:
         It runs the experiment's backbone on the CPU. Raises UserError if an image cannot be read, or if the
         backbone's weights have changed since the experiment was run.
         """
-        names, pixels = [], []
+        names: list[str] = []
+        pixels = []
         for name, image in _opened(images):
-            names.append(name)
+            n_before = sum(name == other or other.startswith(f"{name} (") for other in names)
+            # Images that are given twice stay two.
+            names.append(f"{name} ({n_before + 1})" if n_before else name)
             pixels.append(self.backbone.preprocess(image))
         found = []
+        if not pixels:
+            raise UserError("encode: no images were given; give a file, a folder or an image.")
         for start in range(0, len(pixels), _IMAGES_PER_BATCH):
             with torch.inference_mode():
                 x = self.backbone.head(torch.stack(pixels[start : start + _IMAGES_PER_BATCH]))
@@ -353,19 +372,33 @@ class OpenSae:
 
         Raises UserError if the store's record of the experiment is too old, or if the weights have changed.
         """
-        if self.record.experiment is None:
+        place = next((place for place in self.places if place.record.experiment is not None), None)
+        if place is None:
             raise UserError(
-                f"experiment {self.experiment}: its record is of an older version, which does not say where the weights "
-                "are; run it once more (nothing is computed again)."
+                f"experiment {self.places[0].experiment}: its record is of an older version, which does not say where the "
+                "weights are; run it once more (nothing is computed again)."
             )
-        experiment = Experiment.model_validate(self.record.experiment)
+        experiment = Experiment.model_validate(place.record.experiment)
         dag = Dag(experiment.datasets, experiment.backbones, {}, {})
-        name = self.node.names["backbone"]
-        config = dag.backbone(name)
-        addresses = {"weights": dag.weights(name), **config.inputs(dag)}
-        nodes = {role: self.record.nodes[address] for role, address in addresses.items()}
-        inputs = {role: self.store.at(node.stage, node.key) for role, node in nodes.items()}
+        config = dag.backbone(place.node.names["backbone"])
+        # The weights the activations were made with, whatever the record knows of later ones.
+        extracted = input_of(self.store, self.artifact, "activations", "extract")
+        inputs = {"weights": input_of(self.store, extracted, "weights", "weights")}
+        for role, address in config.inputs(dag).items():
+            node = place.record.nodes[address]
+            inputs[role] = self.store.at(node.stage, node.key)
         return load_backbone(config, inputs, "cpu")
+
+    def _root(self, statistics: Artifact, images: Artifact) -> str | None:
+        """The folder of the images that `statistics` was made on, as the experiment has it now; None if they are no
+        files."""
+        for place in self.places:
+            for node in place.record.nodes.values():
+                if node.key == statistics.key and place.record.experiment is not None:
+                    dataset = place.record.experiment["datasets"][node.names["dataset"]]
+                    return str(Path(dataset["root"]).expanduser().absolute()) if "root" in dataset else None
+        root = images.manifest.provenance.get("source", {}).get("root")
+        return None if root is None else str(root)
 
     def _images(self, artifact: Artifact) -> Artifact:
         return input_of(self.store, artifact, "images", "index")

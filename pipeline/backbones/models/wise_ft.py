@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 import torch
 from pydantic import Field, PrivateAttr
 
-from patchsae.pipeline.backbones.backbone import Backbone, BackboneConfig, BackboneWiring
+from patchsae.pipeline.backbones.backbone import Backbone, BackboneConfig, BackboneWiring, ExtractConfig
 from patchsae.pipeline.backbones.models.open_clip import file_fingerprint
 from patchsae.pipeline.core.config import BackboneName, Location
 from patchsae.pipeline.core.stage import Inputs
@@ -35,7 +35,13 @@ class WiseFtConfig(BackboneConfig):
 
     def resolved(self, wiring: BackboneWiring) -> Self:
         copy = self.model_copy()
-        copy._base = wiring.backbone(self.backbone).model_copy(update={"extract": self.extract})
+        copy._base = wiring.backbone(self.backbone).with_extract(self.extract)
+        return copy
+
+    def with_extract(self, extract: ExtractConfig) -> Self:
+        copy = super().with_extract(extract)
+        # The innermost backbone builds the tower, so that the settings go all the way down.
+        copy._base = None if self._base is None else self._base.with_extract(extract)
         return copy
 
     def inputs(self, wiring: BackboneWiring) -> dict[str, str]:

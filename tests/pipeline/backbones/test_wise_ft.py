@@ -57,6 +57,15 @@ def test_weights_lie_between(tiny_checkpoint: Path, tuned: Path) -> None:
     torch.testing.assert_close(twice[name], 0.5 * between[name] + 0.5 * (base[name] + 0.1))
 
 
+def test_the_hook_is_its_own_however_deep(tiny_checkpoint: Path, tuned: Path) -> None:
+    text = EXPERIMENT.format(base=str(tiny_checkpoint), tuned=str(tuned), alpha=0.25)
+    text = text.replace("alpha: 0.5}", "alpha: 0.5, extract: {hook_block: -1, precision: bfloat16}}")
+    nodes = {node.address: node for node in parse(text, "wise").nodes()}
+    blocks = {name: nodes[f"weights/{name}"].config.build({}) for name in ("tuned", "twice")}  # type: ignore[attr-defined]
+    assert (blocks["tuned"].hook_block, blocks["twice"].hook_block) == (1, 2)
+    assert (blocks["tuned"].dtype, blocks["twice"].dtype) == (torch.float32, torch.bfloat16)
+
+
 def test_an_experiment_on_it_runs_and_depends_on_both(
     tiny_checkpoint: Path, tuned: Path, store: Store
 ) -> None:

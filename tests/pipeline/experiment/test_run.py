@@ -11,7 +11,7 @@ from patchsae.pipeline.core.stage import Runtime
 from patchsae.pipeline.evaluations.kinds import statistics
 from patchsae.pipeline.experiment.experiment import Experiment, parse
 from patchsae.pipeline.experiment.request import work_on
-from patchsae.pipeline.experiment.run import groups, run
+from patchsae.pipeline.experiment.run import groups, run, tidy
 from patchsae.pipeline.images.datasets.image_folder import ImageFolder
 from patchsae.storage.errors import UserError
 from patchsae.storage.store import Store
@@ -92,6 +92,46 @@ def test_a_rerun_builds_each_once(done: Store, experiment: Experiment) -> None:
     again = {a.key: a.manifest.provenance["started"] for a in done.committed()}
     assert again.keys() == started.keys()
     assert sum(again[key] != started[key] for key in started) == 2
+
+
+def test_a_second_attempt_at_a_rerun_resumes(
+    done: Store, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefect tries again what failed for the environment's sake."""
+    artifact = done.committed("statistics")[0]
+    group = next(
+        group
+        for group in groups(work_on(done, experiment, rerun=["statistics"]), Runtime())
+        if group.first.node.stage.name == "statistics" or not group.build()
+    )
+    merge = "patchsae.pipeline.evaluations.kinds.statistics.merge_sums"
+    with monkeypatch.context() as patch:
+        patch.setattr(merge, _lost_mount)
+        with pytest.raises(OSError, match="lost"):
+            group.build()
+    n_parts = artifact.ledger.n_done()
+    assert n_parts > 0
+    with monkeypatch.context() as patch:
+        patch.setattr(statistics._Worker, "__call__", _killed)
+        group.build()
+    assert done.committed("statistics")[0].manifest.outputs == artifact.manifest.outputs
+
+
+def _lost_mount(*_: object) -> None:
+    raise OSError("the mount is lost")
+
+
+def test_leftovers_of_a_kill_are_tidied_where_there_is_nothing_to_do(
+    done: Store, experiment: Experiment
+) -> None:
+    artifact = done.committed("train")[0]
+    left = artifact.path / "checkpoints" / "step-000000001.safetensors"
+    left.parent.mkdir()
+    left.write_bytes(b"x" * 1000)
+    work = work_on(done, experiment)
+    assert not work.to_do()
+    tidy(work)
+    assert not left.parent.exists() and done.is_usable("train", artifact.key)
 
 
 def test_a_rerun_of_what_was_never_built_builds_it(store: Store, experiment: Experiment) -> None:

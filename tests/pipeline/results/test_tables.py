@@ -8,11 +8,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from patchsae.flows.cli.show import pick_json, pick_text
 from patchsae.pipeline.core.stage import Runtime
 from patchsae.pipeline.experiment.experiment import parse
 from patchsae.pipeline.experiment.request import work_on
 from patchsae.pipeline.experiment.run import run
 from patchsae.pipeline.results.find import find, find_sae
+from patchsae.pipeline.results.pick import best, candidates
 from patchsae.pipeline.results.sql import describe, execute
 from patchsae.pipeline.results.status import status_rows
 from patchsae.pipeline.results.tables import Catalog
@@ -179,3 +181,33 @@ def test_columns_are_there_even_where_nobody_knows_the_names(store: Store, tmp_p
     assert columns["images"][:2] == ["dataset", "image_set"] and "sae" not in columns["images"]
     assert columns["training"][:4] == ["dataset", "backbone", "sae", "image_set"]
     assert {"sae", "sae_key", "evaluation"} <= set(columns["frontier"])
+
+
+FRONTIER = f"""
+name: {{name}}
+datasets: {{{{shapes: {{{{kind: shapes, seed: 1, splits: {{{{train: 24, test: 12}}}}}}}}}}}}
+backbones: {{{{clip: {{{{kind: shapes_clip}}}}}}}}
+saes: {{{{{{sae}}: {{{{{SAE}, dataset: shapes, backbone: clip}}}}}}}}
+evaluations:
+  statistics: {{{{kind: statistics, sae: {{sae}}, quantiles: {{quantiles}}}}}}
+  frontier: {{{{kind: frontier}}}}
+"""
+
+
+def test_a_frontier_that_two_experiments_share_or_that_none_names(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    for name, sae, quantiles in (("first", "mine", "[0.5]"), ("second", "yours", "[0.5, 0.9]")):
+        text = FRONTIER.format(name=name, sae=sae, quantiles=quantiles)
+        run(work_on(store, parse(text, name)), Runtime())
+    [frontier] = store.committed("frontier")
+    assert names(Catalog(store).scan("frontier"), "sae") == {("mine",), ("yours",)}
+    assert candidates(store, ["yours"]).height == candidates(store, []).height == 1
+    # Two tables of other columns are described together.
+    assert {"q50", "q90"} <= {column for table, column, *_ in describe(store) if table == "latents"}
+    for name in ("first", "second"):
+        store.forget_experiment(name)
+    rows = candidates(store, [])
+    assert rows["sae"].to_list() == [frontier.manifest.inputs["sae 0"][:16]]
+    picked = best(rows, "fvu", None, None)
+    assert f"train/{rows['sae'][0]}, {store.root}" in pick_text(rows, picked, "fvu")
+    assert '"picked": true' in pick_json(rows, picked)
