@@ -56,7 +56,6 @@ def measure(folder: Path, arguments: argparse.Namespace) -> None:
     world = replace(world, inputs={**world.inputs, "statistics": selected})
     config = MaskingStageConfig(
         masking=MaskingConfig(statistics="statistics", selections=("class",)),
-        dataset_name="random",
         backbone=world.backbone,
     )
     timed = TimedParts()

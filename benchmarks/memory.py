@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
             world.run(statistics.STAGE, StatisticsConfig(sae="sae"), Runtime())
         else:
             config = MaskingStageConfig(
-                masking=MaskingConfig(statistics="statistics"), dataset_name="random", backbone=world.backbone
+                masking=MaskingConfig(statistics="statistics"), backbone=world.backbone
             )
             world.run(masking.STAGE, config, Runtime())
     # Linux counts it in kibibytes.

@@ -328,8 +328,10 @@ def measure(where: str, bench: Bench, kinds: list[str]) -> Measurements:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--steps", type=int, default=600)
-    options.add_argument("--kinds", nargs="*", default=[*_SELECTED, *_PENALISED])
-    options.add_argument("--on", nargs="*", default=["shapes", "photographs"])
+    kinds = [*_SELECTED, *_PENALISED]
+    options.add_argument("--kinds", nargs="*", default=kinds, choices=kinds)
+    places = ["shapes", "photographs"]
+    options.add_argument("--on", nargs="*", default=places, choices=places)
     arguments = options.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="patchsae-quality-"))
     found: Measurements = {}

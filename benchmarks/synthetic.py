@@ -18,6 +18,7 @@ from patchsae.pipeline.backbones.models.open_clip import OpenClipConfig
 from patchsae.pipeline.backbones.models.shapes_clip import ShapesClipConfig
 from patchsae.pipeline.classification import classifier
 from patchsae.pipeline.core.stage import Runtime, Stage
+from patchsae.pipeline.evaluations.kinds import statistics
 from patchsae.pipeline.images.tables import CLASSES, IMAGES
 from patchsae.pipeline.saes.sae import Sae, save_sae
 from patchsae.storage.activations import ActivationTemplate, ActivationWriter
@@ -164,7 +165,8 @@ def reopen(folder: Path, model: str) -> World:
         "sae": "train",
         "weights": "weights",
         "classifier": "classifier",
-        "statistics": "statistics",
     }
     inputs = {role: store.at(stage, artifact_key(stage, 1, {}, {})) for role, stage in stages.items()}
+    ran = statistics.STAGE
+    inputs["statistics"] = store.at(ran.name, artifact_key(ran.name, ran.version, {}, {}))
     return World(store, inputs, _backbone(folder, model))

@@ -1,0 +1,31 @@
+"""Benchmarks that no other test calls still run, on the smallest model there is, and report what they measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["--model", "shapes_clip", "--latents", "256", "--train-images", "10"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("masking", [*SMALL, "--images", "2"]),
+        ("memory", [*SMALL, "--test-images", "2", "--classes", "10"]),
+        ("stream", ["--images", "64", "--width", "32", "--batch-size", "256", "--repeats", "1"]),
+    ],
+)
+def test_a_benchmark_runs(name: str, options: list[str], tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    command = [sys.executable, "-m", f"benchmarks.{name}", *options, "--json", str(results)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(results.read_text())
+    assert measured and all(measurement["value"] > 0 for measurement in measured.values())
