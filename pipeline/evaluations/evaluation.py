@@ -13,7 +13,7 @@ from pydantic import Field
 
 from patchsae.pipeline.backbones.backbone import BackboneWiring
 from patchsae.pipeline.classification.classifier import Prompts
-from patchsae.pipeline.core.config import Config
+from patchsae.pipeline.core.config import Config, OptionalDatasetName
 from patchsae.pipeline.core.graph import Names
 from patchsae.pipeline.core.stage import Stage
 from patchsae.pipeline.images.tables import rows_of
@@ -66,6 +66,17 @@ class ImagesConfig(Config):
     def rows_of(self, images: Artifact, split: str) -> np.ndarray:
         """The row numbers of the images, ascending. Raises UserError if there are none."""
         return rows_of(images, split, self.classes, self.limit)
+
+
+class HeldOutConfig(ImagesConfig):
+    """The images on which the reconstruction of SAEs is measured, and the classification beside it."""
+
+    dataset: OptionalDatasetName = None
+    """The images to measure on; if not given, each SAE's own training dataset."""
+    split: str = "test"
+    """The split to measure on."""
+    prompts: Prompts = Prompts()
+    """The prompts of the zero-shot classification."""
 
 
 class EvaluationConfig(Config):

@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from patchsae.pipeline.classification.classifier import Prompts
-from patchsae.pipeline.core.config import Config, OptionalDatasetName
+from patchsae.pipeline.core.config import Config
 from patchsae.pipeline.core.graph import Names
 from patchsae.pipeline.core.stage import Inputs, Runtime, Stage
 from patchsae.pipeline.core.text import nearest
-from patchsae.pipeline.evaluations.evaluation import EvaluationConfig, ImagesConfig, Wiring
+from patchsae.pipeline.evaluations.evaluation import EvaluationConfig, HeldOutConfig, Wiring
 from patchsae.pipeline.evaluations.kinds.reconstruction import ReconstructionConfig
 from patchsae.storage.artifacts import Builder
 from patchsae.storage.errors import UserError
@@ -68,18 +68,12 @@ FRONTIER = TableSchema(
 )
 
 
-class FrontierConfig(EvaluationConfig, ImagesConfig):
+class FrontierConfig(EvaluationConfig, HeldOutConfig):
     """Compares SAEs on the same held-out images: each by an evaluation of kind `reconstruction`."""
 
     kind: Literal["frontier"] = "frontier"
     saes: tuple[str, ...] = ("*",)
     """Names of SAEs. `*` stands for any text, so `sweep-*` is a whole sweep."""
-    dataset: OptionalDatasetName = None
-    """The images they are measured on; if not given, each SAE's own training dataset."""
-    split: str = "test"
-    """The split they are measured on."""
-    prompts: Prompts = Prompts()
-    """The prompts of the zero-shot classification."""
 
     @classmethod
     def stage(cls) -> Stage:
@@ -107,16 +101,10 @@ class FrontierConfig(EvaluationConfig, ImagesConfig):
         return FrontierStageConfig()
 
     def inputs(self, wiring: Wiring) -> dict[str, str]:
+        shared = {name: getattr(self, name) for name in HeldOutConfig.model_fields}
         found = {}
         for i, name in enumerate(self.chosen(wiring)):
-            measured = ReconstructionConfig(
-                sae=name,
-                dataset=self.dataset,
-                split=self.split,
-                prompts=self.prompts,
-                classes=self.classes,
-                limit=self.limit,
-            )
+            measured = ReconstructionConfig(sae=name, **shared)
             found[f"sae {i}"] = wiring.train(name)
             found[f"reconstruction {i}"] = wiring.add_evaluation(self._name_of(name), measured)
         return found

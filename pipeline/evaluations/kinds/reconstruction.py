@@ -15,13 +15,12 @@ import torch
 
 from patchsae.pipeline.activations.parts import PartImages
 from patchsae.pipeline.backbones.backbone import BackboneConfig
-from patchsae.pipeline.classification.classifier import Prompts
 from patchsae.pipeline.classification.zero_shot import ZeroShot
-from patchsae.pipeline.core.config import INLINE, Config, OptionalDatasetName, SaeName, Unhashed
+from patchsae.pipeline.core.config import INLINE, Config, SaeName, Unhashed
 from patchsae.pipeline.core.graph import Names
 from patchsae.pipeline.core.stage import Inputs, PartStage, Runtime, Stage
 from patchsae.pipeline.evaluations.evaluated import EvaluatedImages, choose_encoder, open_encoder
-from patchsae.pipeline.evaluations.evaluation import EvaluationConfig, ImagesConfig, Wiring
+from patchsae.pipeline.evaluations.evaluation import EvaluationConfig, HeldOutConfig, Wiring
 from patchsae.pipeline.evaluations.intervals import wilson_interval
 from patchsae.pipeline.evaluations.reconstruction.ablation import REPLACED, Outcomes, kept
 from patchsae.pipeline.evaluations.reconstruction.tables import (
@@ -39,17 +38,11 @@ from patchsae.storage.scratch import ScratchArrays
 _MEAN = "mean"
 
 
-class ReconstructionConfig(EvaluationConfig, ImagesConfig):
+class ReconstructionConfig(EvaluationConfig, HeldOutConfig):
     """Quality of an SAE's reconstruction on one split of a dataset."""
 
     kind: Literal["reconstruction"] = "reconstruction"
     sae: SaeName
-    dataset: OptionalDatasetName = None
-    """The images it is measured on; if not given, the SAE's own training dataset."""
-    split: str = "test"
-    """The split it is measured on."""
-    prompts: Prompts = Prompts()
-    """The prompts of the zero-shot classification."""
 
     @classmethod
     def stage(cls) -> Stage:
