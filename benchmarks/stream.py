@@ -16,7 +16,8 @@ import numpy as np
 from benchmarks.report import Measurement, parser, report
 from patchsae.pipeline.activations.stream import Batch, Stream, measure_mixing
 from patchsae.storage.activations import Activations, ActivationTemplate, ActivationWriter
-from patchsae.storage.artifacts import Artifact, Builder
+from patchsae.storage.keys import artifact_key
+from patchsae.storage.store import Store
 from patchsae.storage.tokens import TokenLayout
 
 _RESERVOIR_BATCHES = 8
@@ -66,15 +67,16 @@ def digest(batches: Iterable[Batch]) -> list[str]:
 
 def _cache(folder: Path, n_images: int, tokens_per_image: int, width: int) -> Activations:
     template = ActivationTemplate.plan(n_images, tokens_per_image, width, "float16")
-    artifact = Artifact("extract", "0" * 64, folder)
-    writer = ActivationWriter(Builder(artifact), template, TokenLayout(1, (1, tokens_per_image - 1)), {})
+    store = Store(folder)
+    out = store.begin(store.at("extract", artifact_key("extract", 1, {}, {})))
+    writer = ActivationWriter(out, template, TokenLayout(1, (1, tokens_per_image - 1)), {})
     for shard in range(template.n_shards):
         rows = template.shard_range(shard)
         values = np.random.default_rng(shard).standard_normal(
             (len(rows), tokens_per_image, width), np.float32
         )
-        writer.write(rows.start, values.astype(np.float16))
-    return Activations(artifact)
+        out.ledger.record(shard, [writer.write(rows.start, values.astype(np.float16))])
+    return Activations(store.commit(out, 1, {}, {}, {}, {}))
 
 
 def main() -> None:

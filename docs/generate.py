@@ -134,7 +134,7 @@ def empty_store(folder: Path) -> Store:
         store.commit(builder, node.stage.version, {}, inputs, {}, {})
         names = {name: value for name, value in vars(node.names).items() if value is not None}
         nodes[node.address] = RecordedNode(node.stage.name, key, names, node.inputs)
-    store.record_experiment("docs", ExperimentRecord(nodes))
+    store.records.write("docs", ExperimentRecord(nodes), newest=True)
     return store
 
 

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import polars as pl
 from pydantic import ValidationError
 
-from patchsae.storage import checkpoints, scratch, tables
-from patchsae.storage.atomic import write_atomic
+from patchsae.storage import checkpoints, tables
+from patchsae.storage.atomic import remove, write_atomic
 from patchsae.storage.checkpoints import Checkpoints
 from patchsae.storage.errors import UserError
-from patchsae.storage.keys import canonical_json, digest_file
+from patchsae.storage.files import REMEDY, FileRecord
 from patchsae.storage.ledger import Ledger
 from patchsae.storage.manifest import FILE as MANIFEST
 from patchsae.storage.manifest import KEY_DIGITS, Manifest
-from patchsae.storage.scratch import ScratchArrays
+from patchsae.storage.scratch import Scratch
 from patchsae.storage.tables import TableSchema, Values
 
 _LOGS = "logs"
@@ -44,20 +42,21 @@ class Artifact:
             manifest = Manifest.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             raise UserError(f"{self.path}: no finished artifact here; run the stage that makes it.") from None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from None
         except ValidationError as error:
-            raise UserError(
-                f"{path}: not a manifest ({error.errors()[0]['msg']}); rerun the stage."
-            ) from None
+            raise UserError(f"{path}: is no manifest ({error.errors()[0]['msg']}); {REMEDY}") from None
         fault = manifest.fault()
         if fault is None and manifest.key != self.key:
             fault = f"it belongs to the key {manifest.key[:KEY_DIGITS]}"
         if fault:
-            raise UserError(f"{path}: {fault}; run the stage again to rebuild what cannot be trusted.")
+            raise UserError(f"{path}: {fault}; {REMEDY}")
         return manifest
 
     @property
     def is_committed(self) -> bool:
-        return (self.path / MANIFEST).is_file()
+        """Whether there is a manifest, or something else in its place. It is not read."""
+        return os.path.lexists(self.path / MANIFEST)
 
     @property
     def identity(self) -> str:
@@ -73,24 +72,44 @@ class Artifact:
         return Checkpoints(self.path)
 
     def read(self, name: str) -> bytes:
-        """The content of one of its files. Raises UserError if the file cannot be read."""
+        """The content of one of its files. Raises UserError if that is not what was written."""
+        record = self.manifest.output(name)
+        if record is None:
+            raise UserError(f"{self.path}: has no file `{name}`; {REMEDY}")
+        with self._noticing_a_rebuild():
+            return record.read(self.path)
+
+    @contextlib.contextmanager
+    def _noticing_a_rebuild(self) -> Iterator[None]:
+        """Replaces an error about damage if another artifact took the place of the one that was opened."""
         try:
-            return (self.path / name).read_bytes()
-        except OSError as error:
-            raise UserError(
-                f"{self.path / name}: cannot be read ({error.strerror}); run {self.stage} again."
-            ) from None
+            yield
+        except UserError:
+            now = Artifact(self.stage, self.key, self.path)
+            if now.manifest.digest != self.manifest.digest:
+                raise UserError(f"{self.path}: was built again since it was opened; open it anew.") from None
+            raise
+
+    def _table_records(self, name: str) -> list[FileRecord]:
+        return [output for output in self.manifest.outputs if tables.table_of(output.path) == name]
 
     def table_files(self, name: str) -> list[Path]:
         """The files of one of its tables, in the order of their parts; empty if it has no such table."""
-        return [self.path / o.path for o in self.manifest.outputs if tables.table_of(o.path) == name]
+        return [self.path / output.path for output in self._table_records(name)]
 
     def scan(self, name: str) -> pl.LazyFrame:
-        """One of its tables as a lazy frame. Raises UserError if it has no such table."""
-        files = self.table_files(name)
-        if not files:
+        """One of its tables as a lazy frame.
+
+        Raises UserError if it has no such table, or if the table is not what was written. That is found by
+        reading the files, once per process.
+        """
+        records = self._table_records(name)
+        if not records:
             raise UserError(f"{self.path}: has no table `{name}`.")
-        return pl.scan_parquet(files)
+        with self._noticing_a_rebuild():
+            for record in records:
+                record.check(self.path)
+        return pl.scan_parquet(self.table_files(name))
 
     def fault(self) -> str | None:
         """Why a committed artifact cannot be used (bad manifest, missing or truncated file), or None."""
@@ -104,14 +123,13 @@ class Artifact:
         return None
 
     def damaged_files(self, on_file: Callable[[], object] = lambda: None) -> list[str]:
-        """The paths, relative to the artifact, of all outputs whose content does not match their digest.
+        """The paths, relative to the artifact, of all outputs and ledger entries that do not match their digest.
 
-        Reads every file. `on_file` is called after each file.
+        Reads every file. `on_file` is called after each output.
         """
-        damaged = []
+        damaged = [path.relative_to(self.path).as_posix() for path in self.ledger.damaged()]
         for output in self.manifest.outputs:
-            path = self.path / output.path
-            if not output.has_right_size(self.path) or digest_file(path) != output.sha256:
+            if not output.is_sound(self.path):
                 damaged.append(output.path)
             on_file()
         return damaged
@@ -119,9 +137,10 @@ class Artifact:
     def n_bytes(self) -> int:
         """Bytes of all files in the folder. Other processes may add and delete files meanwhile."""
         total = 0
-        for path in self.path.rglob("*"):
-            with contextlib.suppress(FileNotFoundError):
-                total += path.stat().st_size if path.is_file() else 0
+        for folder, _, names in os.walk(self.path):
+            for name in names:
+                with contextlib.suppress(OSError):
+                    total += os.lstat(os.path.join(folder, name)).st_size  # noqa: PTH118 (a loop over all files)
         return total
 
 
@@ -129,12 +148,12 @@ class Artifact:
 class Builder:
     """Writes the files of a new artifact. When the stage returns, the store commits it.
 
-    `outputs` are the files of the result, beside those in the ledger. `identity` is what goes into the keys
-    of artifacts made from this one; the artifact's key if it is None.
+    `outputs` are the files of the result that are not in the ledger, as they were when they were written.
+    `identity` is what goes into the keys of artifacts made from this one; the artifact's key if it is None.
     """
 
     artifact: Artifact
-    outputs: list[Path] = field(default_factory=list)
+    outputs: dict[str, FileRecord] = field(default_factory=dict)
     identity: str | None = None
 
     @property
@@ -153,47 +172,29 @@ class Builder:
     def checkpoints(self) -> Checkpoints:
         return self.artifact.checkpoints
 
-    def add(self, path: Path) -> None:
-        """Declares a file of the result that the ledger does not list. It may be added more than once."""
-        if path not in self.outputs:
-            self.outputs.append(path)
+    @property
+    def scratch(self) -> Scratch:
+        return Scratch(self.path)
+
+    def declare(self, name: str, data: bytes) -> None:
+        """Declares a file of the result that is on the disk already and holds `data`."""
+        self.outputs[name] = FileRecord.of_bytes(name, data)
 
     def write(self, name: str, data: bytes) -> Path:
-        """Writes a small file atomically and declares it."""
+        """Writes a file of the result atomically and declares it."""
         path = self.path / name
         write_atomic(path, data)
-        self.add(path)
+        self.declare(name, data)
         return path
 
     def write_table(self, schema: TableSchema, values: Values, part: int | None = None) -> None:
         """Writes a table, or the part `part` of one, and declares it."""
-        path = self.path / tables.file_name(schema, part)
-        tables.write(path, schema, values, self.key)
-        self.add(path)
+        self.write(tables.file_name(schema, part), tables.encode(schema, values, self.key))
 
-    def write_scratch(self, name: str, part: int, arrays: Mapping[str, np.ndarray]) -> Path:
-        """Writes arrays that are deleted when the artifact is committed; returns the file for the ledger."""
-        return scratch.write(self.path, name, part, arrays)
-
-    def scratch(self, name: str, part: int) -> ScratchArrays:
-        """The arrays that `write_scratch` wrote under this name and part."""
-        return ScratchArrays(scratch.file_of(self.path, name, part))
-
-    def write_scratch_json(self, name: str, part: int, value: object) -> Path:
-        """Writes a JSON value that is deleted when the artifact is committed; returns its file."""
-        path = self._scratch_json(name, part)
-        write_atomic(path, canonical_json(value).encode())
-        return path
-
-    def has_scratch_json(self, name: str, part: int) -> bool:
-        return self._scratch_json(name, part).is_file()
-
-    def scratch_json(self, name: str, part: int) -> Any:
-        """The value that `write_scratch_json` wrote under this name and part."""
-        return json.loads(self._scratch_json(name, part).read_bytes())
-
-    def _scratch_json(self, name: str, part: int) -> Path:
-        return self.path / scratch.FOLDER / f"{name}-{part:06d}.json"
+    def start_over(self) -> None:
+        """Forgets all finished parts."""
+        remove(self.ledger.folder)
+        self.scratch.clear()
 
     def session_folder(self) -> Path:
         """A folder for files that the processes building the artifact share; deleted when it is committed."""

@@ -1,18 +1,21 @@
-"""Atomic writes, locks and a readable error for a full disk, with which all of `storage` writes files."""
+"""Atomic writes, removal and a readable error for a full disk, with which all of `storage` writes files."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
-import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from patchsae.storage.errors import UserError
 
 _TEMPORARY = ".tmp"
+# Arguments of the system calls that exchange two names (their values are the same on Linux and macOS).
+_EXCHANGE = 2
+_WORKING_FOLDER = -100
 
 
 def sync_file(path: Path) -> None:
@@ -27,7 +30,8 @@ def sync_file(path: Path) -> None:
 def write_atomic(path: Path, *data: bytes | memoryview) -> None:
     """Writes the buffers `data`, joined in their order, to `path`: all of them, or the file stays as it was.
 
-    It writes a temporary file, forces it to the disk, renames it, and forces the folder to the disk.
+    It writes a temporary file, forces it to the disk, renames it, and forces the folder to the disk. Raises
+    UserError if `path` is a folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
@@ -37,10 +41,52 @@ def write_atomic(path: Path, *data: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, IsADirectoryError):
+            raise UserError(f"{path}: is a folder where a file belongs; delete it and run again.") from None
         raise
     sync_file(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Deletes whatever has this path: a file, a folder with all it holds, or a link; nothing if it is free."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def exchange(first: Path, second: Path) -> None:
+    """Makes two folders change their names, in one step where the file system can do that.
+
+    Elsewhere it takes three renames: a process that is killed between them leaves `first` without a folder.
+    """
+    if _exchange_at_once(first, second):
+        sync_file(first.parent)
+        return
+    aside = first.with_name(f"{first.name}.aside")
+    first.rename(aside)
+    second.rename(first)
+    aside.rename(second)
+    sync_file(first.parent)
+
+
+def _exchange_at_once(first: Path, second: Path) -> bool:
+    """Whether the system exchanged the two names: `renameat2` of Linux, `renamex_np` of macOS."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(first), os.fsencode(second)
+    if hasattr(libc, "renameat2"):
+        code = libc.renameat2(_WORKING_FOLDER, names[0], _WORKING_FOLDER, names[1], _EXCHANGE)
+    elif hasattr(libc, "renamex_np"):
+        code = libc.renamex_np(*names, _EXCHANGE)
+    else:
+        return False
+    if code == 0:
+        return True
+    if ctypes.get_errno() in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(first))
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes], replace: bool = False) -> None:
@@ -70,36 +116,13 @@ def write_folder(folder: Path, files: Mapping[str, bytes], replace: bool = False
 
 def remove_temporaries(folder: Path) -> None:
     """Deletes the temporary files of killed processes. The caller must hold the lock of the folder."""
-    for pattern in (f".*{_TEMPORARY}", "*.partial"):
-        for leftover in folder.rglob(pattern):
-            leftover.unlink(missing_ok=True)
+    for leftover in temporaries(folder):
+        remove(leftover)
 
 
-def is_locked(path: Path) -> bool:
-    """Whether a running process holds the `lock` of this file."""
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
-@contextlib.contextmanager
-def lock(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Holds an exclusive lock, which the system releases if this process dies.
-
-    If another process holds the lock, `on_wait` is called once, and then this process waits.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if on_wait is not None:
-                on_wait()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def temporaries(folder: Path) -> list[Path]:
+    """The files below a folder that a process is writing, or that a killed process left."""
+    return [path for pattern in (f".*{_TEMPORARY}", "*.partial") for path in folder.rglob(pattern)]
 
 
 @contextlib.contextmanager
@@ -109,8 +132,22 @@ def explaining_full_disk(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            what = "has no inodes left, so no file can be made" if has_no_inodes(folder) else "is full"
             raise UserError(
-                f"{folder}: the disk is full; free some space (`patchsae gc` lists what no experiment "
+                f"{folder}: the disk {what}; free some space (`patchsae gc` lists what no experiment "
                 "needs) and run the same command again, finished parts are kept."
             ) from error
         raise
+
+
+def has_no_inodes(folder: Path) -> bool:
+    """Whether the disk of a folder has room for bytes but not for another file."""
+    disk = os.statvfs(nearest_folder(folder))
+    return disk.f_files > 0 and disk.f_favail == 0
+
+
+def nearest_folder(path: Path) -> Path:
+    """The folder itself if it exists, or else the nearest one above it that does."""
+    while not path.is_dir():
+        path = path.parent
+    return path

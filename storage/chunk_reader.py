@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from patchsae.storage.activations import ARRAY, Activations
+from patchsae.storage.activations import Activations
 from patchsae.storage.shards import CRC_BYTES, is_sound, read_index
 
 _CACHED_INDEXES = 4096
@@ -50,7 +50,7 @@ class ChunkReader:
         Returns False if the chunk is missing, has another size than expected, or does not match its crc32c.
         """
         shard, within = divmod(image, self.activations.shard_images)
-        path = self.activations.artifact.path / ARRAY / "c" / str(shard) / "0" / "0"
+        path = self.activations.shard_file(shard)
         try:
             with path.open("rb", buffering=0) as file:
                 offset, n_bytes = self._index(path)[within // self._shape[0]].tolist()

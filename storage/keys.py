@@ -12,9 +12,17 @@ from typing import Any
 def canonical_json(value: Any) -> str:
     """`value` as JSON with sorted keys and no spaces, so that equal values give equal text.
 
-    Raises TypeError on sets and ValueError on NaN.
+    Raises TypeError on sets, and ValueError on NaN and on text that is no Unicode.
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def parse_json(data: bytes) -> Any:
+    """The value that JSON text holds. Raises ValueError for anything else, also if it is nested too deeply."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def digest_bytes(data: bytes | memoryview) -> str:

@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from patchsae.storage.atomic import sync_file, write_atomic
-from patchsae.storage.keys import canonical_json, digest_file, digest_json
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """A file of an artifact: path relative to its folder, size in bytes, sha256."""
-
-    path: str
-    bytes: int
-    sha256: str
-
-    @classmethod
-    def of(cls, root: Path, path: Path) -> FileRecord:
-        return cls(path.relative_to(root).as_posix(), path.stat().st_size, digest_file(path))
-
-    def has_right_size(self, root: Path) -> bool:
-        path = root / self.path
-        return path.is_file() and path.stat().st_size == self.bytes
+from patchsae.storage.atomic import remove, sync_file, write_atomic
+from patchsae.storage.files import FileRecord
+from patchsae.storage.keys import canonical_json, digest_json, parse_json
 
 
 class Ledger:
@@ -68,15 +51,19 @@ class Ledger:
 
     def _read(self, part: int) -> dict[str, Any] | None:
         try:
-            entry = json.loads(self._entry(part).read_bytes())
+            entry = parse_json(self._entry(part).read_bytes())
             claimed = entry.pop("digest")
-        except (FileNotFoundError, json.JSONDecodeError, KeyError, AttributeError):
+            return entry if claimed == digest_json(entry) else None
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
             return None
-        return entry if claimed == digest_json(entry) else None
 
     def parts(self) -> list[int]:
         """The numbers of the parts that have an entry, ascending."""
-        return sorted(int(path.stem.split("-")[1]) for path in self.folder.glob("part-*.json"))
+        found = []
+        for path in self.folder.glob("part-*.json"):
+            with contextlib.suppress(ValueError):
+                found.append(int(path.stem.split("-")[1]))
+        return sorted(found)
 
     def files(self, part: int) -> list[FileRecord]:
         """The files of a part; empty if it has no sound entry."""
@@ -91,6 +78,10 @@ class Ledger:
         values: dict[str, Any] = entry["values"]
         return values
 
+    def damaged(self) -> list[Path]:
+        """The files of entries that are not what was written."""
+        return [self._entry(part) for part in self.parts() if self._read(part) is None]
+
     def is_done(self, part: int) -> bool:
         entry = self._read(part)
         if entry is None:
@@ -98,8 +89,22 @@ class Ledger:
         return all(FileRecord(**file).has_right_size(self.root) for file in entry["files"])
 
     def missing(self, n_parts: int) -> list[int]:
-        """The numbers of the parts that are not done, ascending."""
+        """The numbers of the parts that are not done, ascending. Their files are not read."""
         return [part for part in range(n_parts) if not self.is_done(part)]
+
+    def drop_unsound(self, n_parts: int) -> list[int]:
+        """Forgets the parts whose files are not what was written; returns all missing parts, ascending.
+
+        Reads every file of every part.
+        """
+        for part in range(n_parts):
+            if not all(file.is_sound(self.root) for file in self.files(part)):
+                remove(self._entry(part))
+        return self.missing(n_parts)
+
+    def n_bytes(self) -> int:
+        """Bytes of the files of all parts that are done."""
+        return sum(file.bytes for part in self.parts() if self.is_done(part) for file in self.files(part))
 
     def n_done(self) -> int:
         """How many parts are done. A plan needs it, which does not know the number of all parts."""
@@ -113,4 +118,4 @@ class Ledger:
         for part in self.parts():
             entry = self._read(part)
             if entry is None or any(record["path"] == file for record in entry["files"]):
-                self._entry(part).unlink(missing_ok=True)
+                remove(self._entry(part))

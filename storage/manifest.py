@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from patchsae.storage.files import FileRecord
 from patchsae.storage.keys import artifact_key, digest_json
-from patchsae.storage.ledger import FileRecord
 
 Summary = dict[str, float | int | str | None]
 
@@ -46,8 +46,19 @@ class Manifest(BaseModel):
 
     def fault(self) -> str | None:
         """Why this manifest cannot be trusted, or None if it can."""
-        if self.digest != self._computed_digest():
+        try:
+            digest = self._computed_digest()
+        except ValueError:
+            return "it holds values that no manifest holds (it was edited or damaged)"
+        if self.digest != digest:
             return "its content does not match its own digest (it was edited or damaged)"
         if self.key != artifact_key(self.stage, self.version, self.config, self.inputs):
             return "its key does not match its config and inputs"
+        outside = [output.path for output in self.outputs if not output.is_inside()]
+        if outside:
+            return f"it lists the file `{outside[0]}`, which is outside the artifact's folder"
         return None
+
+    def output(self, path: str) -> FileRecord | None:
+        """The record of a file, given by its path relative to the artifact; None if it is not listed."""
+        return next((output for output in self.outputs if output.path == path), None)

@@ -1,16 +1,22 @@
-"""The record that a store keeps of each experiment: its configs, and the artifact of each of its nodes.
+"""The records that a store keeps of its experiments: their configs, and the artifact of each of their nodes.
 
-`pipeline.experiment.run` writes it. `patchsae gc`, `pipeline.results` and the Python API read it.
+`pipeline.experiment.run` writes them. `patchsae gc`, `pipeline.results` and the Python API read them.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from patchsae.storage.keys import canonical_json
+from patchsae.storage.atomic import explaining_full_disk, remove, remove_temporaries, write_atomic
+from patchsae.storage.errors import UserError
+from patchsae.storage.keys import canonical_json, digest_json, parse_json
+from patchsae.storage.locks import Busy, lock, refuse
+
+_DIGITS = 8
 
 NAMES = ("dataset", "backbone", "sae", "evaluation")
 """The sections of an experiment whose entries an artifact can be about. Tables get a column of each name."""
@@ -40,6 +46,15 @@ class ExperimentRecord:
     nodes: Mapping[str, RecordedNode]
     experiment: dict[str, Any] | None = None
 
+    @property
+    def content(self) -> str | None:
+        """A digest of the experiment, by which records are told apart; None in records of old stores."""
+        return None if self.experiment is None else digest_json(self.experiment)
+
+    def is_of(self, other: ExperimentRecord) -> bool:
+        """Whether both records may be of one experiment."""
+        return self.content == other.content or None in (self.content, other.content)
+
     def to_json(self) -> bytes:
         body = {
             "experiment": self.experiment,
@@ -50,14 +65,119 @@ class ExperimentRecord:
     @classmethod
     def of_json(cls, data: bytes) -> ExperimentRecord:
         """Reads a record, also of an older version. Raises ValueError if `data` is not a record."""
-        body = json.loads(data)
+        body = parse_json(data)
         try:
             if "nodes" not in body:
                 # The format of older versions, which did not hold the experiment: address -> [stage, key].
                 return cls({a: RecordedNode(s, k, _names_of(a)) for a, (s, k) in body.items()})
             return cls({a: RecordedNode(**node) for a, node in body["nodes"].items()}, body["experiment"])
         except (TypeError, AttributeError, KeyError) as error:
-            raise ValueError(str(error)) from None
+            raise ValueError(f"it is no record: {error}") from None
+
+
+class Records:
+    """The records of a store, in the files `NAME.json` of `folder`.
+
+    The newest experiment of a name has the file `NAME.json`. An experiment of the same name with another
+    content, such as an earlier version of the YAML file, has `NAME-DIGEST.json`. Nobody else deletes artifacts
+    while a record is written, and nobody writes records while artifacts are deleted: both hold one lock.
+    """
+
+    LOCK = "experiments.lock"
+
+    def __init__(self, folder: Path, locks: Path) -> None:
+        self._folder = folder
+        self._locks = locks
+
+    def _file(self, name: str) -> Path:
+        return self._folder / f"{name}.json"
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps all records as they are."""
+        with explaining_full_disk(self._folder), lock(self._locks / self.LOCK):
+            yield
+
+    @contextlib.contextmanager
+    def running(self, record: ExperimentRecord) -> Iterator[None]:
+        """Keeps the record of an experiment from being forgotten while it runs."""
+        with lock(self._running(record), shared=True):
+            yield
+
+    def _running(self, record: ExperimentRecord) -> Path:
+        return self._locks / f"run-{str(record.content)[:16]}.lock"
+
+    def _names(self) -> list[str]:
+        return sorted(path.stem for path in self._folder.glob("*.json"))
+
+    def _read(self, name: str) -> ExperimentRecord | None:
+        """The record of this name. None if there is none or it cannot be read."""
+        try:
+            return ExperimentRecord.of_json(self._file(name).read_bytes())
+        except (OSError, ValueError):
+            return None
+
+    def all(self) -> dict[str, ExperimentRecord]:
+        """Every record that can be read, by its name."""
+        found = {name: self._read(name) for name in self._names()}
+        return {name: record for name, record in found.items() if record is not None}
+
+    def faults(self) -> list[tuple[Path, str]]:
+        """The files that cannot be read as records, each with a sentence."""
+        return [
+            (
+                self._file(name),
+                f"{self._file(name)}: is not readable as the record of an experiment; run `{name}` again, which "
+                "writes it anew, or delete it with `patchsae verify --discard`.",
+            )
+            for name in self._names()
+            if self._read(name) is None
+        ]
+
+    def of(self, name: str, record: ExperimentRecord) -> ExperimentRecord | None:
+        """The last record of the same experiment, under this name or, with a digest, under a longer one."""
+        for known in (name, _longer(name, record)):
+            there = self._read(known)
+            if there is not None and there.is_of(record):
+                return there
+        return None
+
+    def write(self, name: str, record: ExperimentRecord, newest: bool) -> None:
+        """Writes the record of an experiment.
+
+        With `newest` it becomes the one of this name; a record of another experiment that had the name is
+        kept under a longer one.
+        """
+        with self.held():
+            remove_temporaries(self._folder)
+            other, longer = self._read(name), _longer(name, record)
+            if other is not None and not other.is_of(record):
+                if not newest and self._file(longer).exists():
+                    write_atomic(self._file(longer), record.to_json())
+                    return
+                write_atomic(self._file(_longer(name, other)), other.to_json())
+            write_atomic(self._file(name), record.to_json())
+            remove(self._file(longer))
+
+    def forget(self, name: str) -> None:
+        """Deletes a record, so that `patchsae gc` may delete artifacts only it needed.
+
+        Raises UserError if there is no record of that name, or if the experiment is running.
+        """
+        with self.held():
+            record = self.all().get(name)
+            if record is None:
+                known = ", ".join(self.all()) or "none"
+                raise UserError(f"{self._folder.parent}: no recorded run `{name}` (recorded: {known}).")
+            try:
+                with lock(self._running(record), refuse):
+                    remove(self._file(name))
+            except Busy:
+                raise UserError(f"{name}: is running; let it end before its record is forgotten.") from None
+
+
+def _longer(name: str, record: ExperimentRecord) -> str:
+    return f"{name}-{str(record.content)[:_DIGITS]}"
 
 
 def _names_of(address: str) -> dict[str, str]:

@@ -3,39 +3,70 @@
 Layout of a store:
 
     <stage>/<first 16 digits of the key>/    manifest.json, ledger/, tables/, activations.zarr/, ...
-    locks/                                   one lock file per artifact
+    <stage>/.<the same>.rebuild/             an artifact that is built again, until it takes the old one's place
+    locks/                                   lock files, two per artifact: for its builder and its readers
     experiments/<name>.json                  the record of an experiment: its configs and its artifacts
+
+A committed artifact does not change. Who builds it holds the lock `.build`, alone. Who reads it during a stage
+holds the lock `.read`, with other readers. Who puts a new one in its place, or deletes it, holds `.read` alone,
+and so waits for the readers.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from patchsae.storage import checkpoints, scratch
 from patchsae.storage.artifacts import Artifact, Builder
-from patchsae.storage.atomic import explaining_full_disk, lock, remove_temporaries, write_atomic
+from patchsae.storage.atomic import (
+    exchange,
+    explaining_full_disk,
+    nearest_folder,
+    remove,
+    remove_temporaries,
+    write_atomic,
+)
 from patchsae.storage.errors import UserError
-from patchsae.storage.ledger import FileRecord
+from patchsae.storage.keys import parse_json
+from patchsae.storage.locks import Busy, lock, refuse
 from patchsae.storage.manifest import FILE as MANIFEST
 from patchsae.storage.manifest import KEY_DIGITS, Manifest, Summary
-from patchsae.storage.records import ExperimentRecord
+from patchsae.storage.records import Records
 
 _LOCKS, _EXPERIMENTS = "locks", "experiments"
+_NO_STAGES = (_LOCKS, _EXPERIMENTS)
+_KINDS = ("build", "read")
 State = Literal["committed", "partial", "damaged"]
-
+OnWait = Callable[[], None]
 
 # Folders of an artifact that only resuming needs. They are deleted once the manifest is written.
 _SCRATCH = (scratch.FOLDER, checkpoints.FOLDER)
 
+# A folder `.KEY.rebuild` with this file has not taken its place yet. One without it is the old artifact, whose
+# place was taken and which is to be deleted.
+_REBUILDING = "rebuilding"
+
 
 def _is_scratch(path: str) -> bool:
     return path.split("/", 1)[0] in _SCRATCH
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Files that a killed process left and that no result needs. `what` says what they are."""
+
+    artifact: Artifact
+    what: str
+    paths: tuple[Path, ...]
+
+    def n_bytes(self) -> int:
+        return sum(Artifact("", "", path).n_bytes() for path in self.paths)
 
 
 class Store:
@@ -55,6 +86,15 @@ class Store:
         if self.root.exists() and not self.root.is_dir():
             raise UserError(f"--store {self.root}: is a file; give a folder.")
 
+    def check_readable(self) -> None:
+        """Raises UserError if the store's folder is not there or cannot be listed."""
+        try:
+            os.listdir(self.root)  # noqa: PTH208 (raises an error, unlike a loop over no path)
+        except OSError as error:
+            raise UserError(
+                f"--store {self.root}: cannot be read ({error.strerror}); give the folder of a store."
+            ) from None
+
     def check_writable(self) -> None:
         """Makes the store's folder. Raises UserError if nothing can be written there."""
         try:
@@ -73,19 +113,63 @@ class Store:
         artifact = self.at(stage, key)
         return artifact.is_committed and artifact.fault() is None
 
+    def _lock(self, artifact: Artifact, kind: str) -> Path:
+        return self.root / _LOCKS / f"{artifact.stage}-{artifact.key[:KEY_DIGITS]}.{kind}"
+
     @contextlib.contextmanager
-    def locked(self, artifact: Artifact, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-        """Holds the lock of one artifact. If another process holds it, calls `on_wait` once and waits."""
-        name = f"{artifact.stage}-{artifact.key[:KEY_DIGITS]}.lock"
-        with explaining_full_disk(self.root), lock(self.root / _LOCKS / name, on_wait):
+    def building(self, artifact: Artifact, on_wait: OnWait | None = None) -> Iterator[None]:
+        """Holds the lock of who builds an artifact. If another process builds it, calls `on_wait` and waits."""
+        with explaining_full_disk(self.root), lock(self._lock(artifact, "build"), on_wait):
             yield
 
-    def begin(self, artifact: Artifact) -> Builder:
-        """Prepares the folder for building; finished parts are kept. The caller must hold the lock."""
-        artifact.path.mkdir(parents=True, exist_ok=True)
-        self.uncommit(artifact)
+    @contextlib.contextmanager
+    def reading(self, artifacts: Iterable[Artifact]) -> Iterator[None]:
+        """Keeps artifacts as they are: nobody deletes them or puts others in their place meanwhile."""
+        distinct = {(artifact.stage, artifact.key): artifact for artifact in artifacts}
+        with contextlib.ExitStack() as held:
+            # Every process takes locks in this order, so that no two processes wait for each other.
+            for _, artifact in sorted(distinct.items()):
+                held.enter_context(lock(self._lock(artifact, "read"), shared=True))
+            yield
+
+    @contextlib.contextmanager
+    def changing(self, artifact: Artifact, on_wait: OnWait | None = None) -> Iterator[None]:
+        """Holds an artifact that nobody reads. If a process reads it, calls `on_wait` and waits."""
+        with lock(self._lock(artifact, "read"), on_wait):
+            yield
+
+    def begin(self, artifact: Artifact, again: bool = False, on_wait: OnWait | None = None) -> Builder:
+        """Prepares the folder for building; finished parts are kept. The caller must hold the building lock.
+
+        With `again`, an artifact that is there stays until the new one takes its place, which is built beside
+        it. Otherwise what is there is completed: `on_wait` is called if a process still reads that. Raises
+        UserError if the folder is a link.
+        """
+        self._refuse_links(artifact)
+        if again:
+            artifact = self.rebuild_of(artifact)
+            artifact.path.mkdir(parents=True, exist_ok=True)
+            (artifact.path / _REBUILDING).touch()
+            remove(artifact.path / MANIFEST)
+        else:
+            artifact.path.mkdir(parents=True, exist_ok=True)
+            self.drop(artifact, on_wait)
         remove_temporaries(artifact.path)
         return Builder(artifact)
+
+    def rebuild_of(self, artifact: Artifact) -> Artifact:
+        """The artifact that is built again beside `artifact`, finished or not; it may not be there."""
+        path = artifact.path.with_name(f".{artifact.key[:KEY_DIGITS]}.rebuild")
+        return Artifact(artifact.stage, artifact.key, path)
+
+    def _refuse_links(self, artifact: Artifact) -> None:
+        for folder, names, files in os.walk(artifact.path):
+            for path in (Path(folder), *(Path(folder, name) for name in (*names, *files))):
+                if path.is_symlink():
+                    raise UserError(
+                        f"{path}: is a link, and nothing is written through links inside a store; put the folder "
+                        "itself there, or make a link of the whole store."
+                    )
 
     def commit(
         self,
@@ -95,11 +179,16 @@ class Store:
         inputs: Mapping[str, str],
         summary: Summary,
         provenance: Mapping[str, Any],
+        on_wait: OnWait | None = None,
     ) -> Artifact:
-        """Writes the manifest, which commits the artifact, and deletes what only resuming needed."""
+        """Writes the manifest, which commits the artifact, and deletes what only resuming needed.
+
+        One that was built again then takes the old one's place: if a process reads that, calls `on_wait` and
+        waits.
+        """
         ledger = builder.ledger
         recorded = [file for part in ledger.parts() for file in ledger.files(part)]
-        declared = [FileRecord.of(builder.path, path) for path in builder.outputs]
+        declared = builder.outputs.values()
         outputs = {file.path: file for file in (*recorded, *declared) if not _is_scratch(file.path)}
         manifest = Manifest(
             stage=builder.artifact.stage,
@@ -113,48 +202,99 @@ class Store:
             provenance=dict(provenance),
         ).sealed()
         write_atomic(builder.path / MANIFEST, manifest.model_dump_json(indent=1).encode())
-        artifact = Artifact(builder.artifact.stage, builder.key, builder.path)
-        self.tidy(artifact)
+        self.tidy(builder.artifact)
+        return self.settle(self.at(builder.artifact.stage, builder.key), on_wait)
+
+    def settle(self, artifact: Artifact, on_wait: OnWait | None = None) -> Artifact:
+        """Puts an artifact that was built again into its place, if it is finished, and deletes the old one.
+
+        The caller must hold the building lock. If a process reads the old one, calls `on_wait` and waits.
+        """
+        rebuild = self.rebuild_of(artifact)
+        if not (rebuild.path / _REBUILDING).exists():
+            remove(rebuild.path)
+        elif rebuild.is_committed:
+            with self.changing(artifact, on_wait):
+                if artifact.path.exists():
+                    exchange(artifact.path, rebuild.path)
+                else:
+                    rebuild.path.rename(artifact.path)
+            remove(artifact.path / _REBUILDING)
+            remove(rebuild.path)
+        aside = artifact.path.with_name(f"{artifact.path.name}.aside")
+        if aside.exists():
+            remove(aside)
+        if artifact.is_committed:
+            remove(artifact.path / _REBUILDING)
         return artifact
 
-    def has_leftovers(self, artifact: Artifact) -> bool:
-        """Whether there are files that only resuming needed."""
-        return any((artifact.path / name).exists() for name in _SCRATCH)
+    def leftovers(self, artifact: Artifact) -> list[Leftover]:
+        """What killed processes left of an artifact. It may still be in use unless the building lock is held."""
+        found = []
+        rebuild = self.rebuild_of(artifact).path
+        if rebuild.exists():
+            found.append(Leftover(artifact, "unfinished rebuild", (rebuild,)))
+        if artifact.is_committed:
+            folders = [artifact.path / name for name in _SCRATCH if (artifact.path / name).exists()]
+            if self._ledger_is_scratch(artifact):
+                folders.append(artifact.ledger.folder)
+            if folders:
+                found.append(Leftover(artifact, "scratch of a finished artifact", tuple(folders)))
+        return found
+
+    def _ledger_is_scratch(self, artifact: Artifact) -> bool:
+        """Whether the parts of an artifact left nothing but scratch files. They are alike, so one tells."""
+        ledger = artifact.ledger
+        files = next((files for part in ledger.parts() if (files := ledger.files(part))), None)
+        return ledger.folder.exists() if files is None else any(_is_scratch(file.path) for file in files)
 
     def tidy(self, artifact: Artifact) -> None:
-        """Deletes the files of a committed artifact that only resuming needed. The caller must hold the lock.
+        """Deletes the files of a committed artifact that only resuming needed. Needs the building lock.
 
         A process that is killed right after it wrote the manifest leaves them behind.
         """
-        ledger = artifact.ledger
-        # The parts of one artifact are alike, so the first tells whether the ledger speaks of scratch files.
-        if any(_is_scratch(file.path) for part in ledger.parts()[:1] for file in ledger.files(part)):
-            shutil.rmtree(ledger.folder)
+        if self._ledger_is_scratch(artifact):
+            remove(artifact.ledger.folder)
         for name in _SCRATCH:
-            if (artifact.path / name).exists():
-                shutil.rmtree(artifact.path / name)
+            remove(artifact.path / name)
 
-    def uncommit(self, artifact: Artifact) -> None:
-        """Deletes the manifest, so that the next run completes the artifact from its sound parts."""
-        (artifact.path / MANIFEST).unlink(missing_ok=True)
+    def drop(self, artifact: Artifact, on_wait: OnWait | None = None) -> None:
+        """Takes the manifest and the files of the wrong size away from a damaged artifact.
 
-    def discard(self, artifact: Artifact) -> None:
-        """Deletes an artifact, if there is one.
-
-        The manifest is deleted first, so that a process killed in between leaves an unfinished artifact.
+        The next run completes it from what is left. Needs the building lock. If a process reads the artifact,
+        calls `on_wait` and waits.
         """
-        self.uncommit(artifact)
-        if artifact.path.exists():
-            shutil.rmtree(artifact.path)
+        if not artifact.is_committed:
+            return
+        with self.changing(artifact, on_wait):
+            outputs: list[str] = []
+            with contextlib.suppress(UserError):
+                outputs = [o.path for o in artifact.manifest.outputs if not o.has_right_size(artifact.path)]
+            remove(artifact.path / MANIFEST)
+            self.drop_files(artifact, outputs)
+
+    def drop_files(self, artifact: Artifact, files: Iterable[str]) -> None:
+        """Deletes files of an artifact without a manifest, and the ledger's entries of the parts they belong to."""
+        for file in files:
+            artifact.ledger.forget(file)
+            remove(artifact.path / file)
+
+    def discard(self, artifact: Artifact, on_wait: OnWait | None = None) -> None:
+        """Deletes an artifact and what is left of building it, if there is one. Needs the building lock.
+
+        If a process reads it, calls `on_wait` and waits. The manifest is deleted first, so that a process killed
+        in between leaves an unfinished artifact.
+        """
+        self._refuse_links(artifact)
+        with self.changing(artifact, on_wait):
+            remove(artifact.path / MANIFEST)
+            remove(artifact.path)
+            remove(self.rebuild_of(artifact).path)
 
     def artifacts(self) -> Iterator[tuple[Artifact, State]]:
         """Every artifact in the store with its state, sorted by stage and then by age."""
-        for folder in sorted(
-            self.root.glob("*/*/"), key=lambda path: (path.parent.name, path.stat().st_mtime)
-        ):
-            if folder.parent.name in (_LOCKS, _EXPERIMENTS):
-                continue
-            if len(folder.name) != KEY_DIGITS:
+        for folder in sorted(self.root.glob("*/*/"), key=lambda path: (path.parent.name, _age(path))):
+            if folder.parent.name in _NO_STAGES or len(folder.name) != KEY_DIGITS:
                 continue
             artifact = Artifact(folder.parent.name, self._key_of(folder), folder)
             if not artifact.is_committed:
@@ -176,43 +316,34 @@ class Store:
 
     @staticmethod
     def _key_of(folder: Path) -> str:
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
-            return str(json.loads((folder / MANIFEST).read_bytes())["key"])
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return str(parse_json((folder / MANIFEST).read_bytes())["key"])
         return folder.name
 
     def free_bytes(self) -> int:
         """Free bytes on the disk of the store, whose folder need not exist yet."""
-        folder = self.root
-        while not folder.exists():
-            folder = folder.parent
-        return shutil.disk_usage(folder).free
+        return shutil.disk_usage(nearest_folder(self.root)).free
 
-    def record_experiment(self, name: str, record: ExperimentRecord) -> None:
-        """Writes the record of a named experiment. `patchsae gc` keeps the artifacts that a record lists."""
-        folder = self.root / _EXPERIMENTS
-        with explaining_full_disk(self.root), lock(self.root / _LOCKS / f"{_EXPERIMENTS}.lock"):
-            remove_temporaries(folder)
-            write_atomic(folder / f"{name}.json", record.to_json())
+    @property
+    def records(self) -> Records:
+        return Records(self.root / _EXPERIMENTS, self.root / _LOCKS)
 
-    def forget_experiment(self, name: str) -> None:
-        """Deletes the record of an experiment, so that `patchsae gc` may delete artifacts only it needed.
+    def sweep(self) -> None:
+        """Deletes lock files that no artifact needs and nobody holds, and temporary files of records.
 
-        Raises UserError if there is no record of that name.
+        The caller must hold the records.
         """
-        try:
-            (self.root / _EXPERIMENTS / f"{name}.json").unlink()
-        except FileNotFoundError:
-            known = ", ".join(self.experiments()) or "none"
-            raise UserError(f"{self.root}: no recorded run `{name}` (recorded: {known}).") from None
+        needed = {self._lock(artifact, kind).name for artifact, _ in self.artifacts() for kind in _KINDS}
+        for path in (self.root / _LOCKS).glob("*"):
+            if path.name not in needed and path.name != Records.LOCK:
+                with contextlib.suppress(Busy), lock(path, refuse):
+                    path.unlink(missing_ok=True)
+        remove_temporaries(self.root / _EXPERIMENTS)
 
-    def experiments(self) -> dict[str, ExperimentRecord]:
-        """The records of all experiments by name. Raises UserError if one cannot be read."""
-        found = {}
-        for path in sorted((self.root / _EXPERIMENTS).glob("*.json")):
-            try:
-                found[path.stem] = ExperimentRecord.of_json(path.read_bytes())
-            except ValueError:
-                raise UserError(
-                    f"{path}: not readable as an experiment record; delete it and run again."
-                ) from None
-        return found
+
+def _age(path: Path) -> float:
+    """When the folder was last changed; 0 if it has gone meanwhile."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

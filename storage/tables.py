@@ -6,7 +6,6 @@ Arrow fields under `description`. Every table has a column `artifact` with the k
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-from patchsae.storage.atomic import sync_file
 
 FOLDER = "tables"
 
@@ -87,19 +84,11 @@ def table_of(output: str) -> str | None:
     return rest.split("/")[0].removesuffix(".parquet") if head == FOLDER else None
 
 
-def write(path: Path, schema: TableSchema, values: Values, key: str) -> None:
-    """Writes a table of the artifact `key` to a temporary file, forces it to the disk, and renames it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    table = to_arrow(schema, values, key)
-    try:
-        pq.write_table(table, temporary, compression="zstd", row_group_size=1 << 18)
-        sync_file(temporary)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_file(path.parent)
+def encode(schema: TableSchema, values: Values, key: str) -> bytes:
+    """A table of the artifact `key` as the bytes of a Parquet file."""
+    out = pa.BufferOutputStream()
+    pq.write_table(to_arrow(schema, values, key), out, compression="zstd", row_group_size=1 << 18)
+    return bytes(out.getvalue())
 
 
 def columns(path: Path) -> list[tuple[str, str, str]]:

@@ -23,7 +23,6 @@ from patchsae.flows.cli.options import (
 from patchsae.storage.errors import UserError
 
 if TYPE_CHECKING:
-    from patchsae.pipeline.experiment.upkeep import Unreachable
     from patchsae.storage.store import Store
 
 
@@ -233,23 +232,29 @@ def verify(
 ) -> None:
     """Recompute the digest of every file of a store, and list the files that are damaged.
 
-    Exits with code 1 if there are any, unless `--discard` is given.
+    Exits with code 1 if there are any, or if the store cannot be read, unless `--discard` drops them. What was made
+    from a damaged artifact is dropped with it.
     """
+    from patchsae.flows.cli.show import dropped_text
     from patchsae.pipeline.core.progress import ConsoleReporter
     from patchsae.pipeline.experiment.upkeep import drop_damaged
     from patchsae.pipeline.experiment.upkeep import verify as find_damaged
 
     opened = _open(store)
-    damages = find_damaged(opened, ConsoleReporter())
-    for damage in damages:
-        typer.echo(damage.sentence)
-    if not damages:
+    try:
+        found = find_damaged(opened, ConsoleReporter())
+    except UserError as error:
+        typer.echo(f"patchsae: {error}", err=True)
+        raise typer.Exit(1) from None
+    for sentence in found.sentences:
+        typer.echo(sentence)
+    if not found.sentences:
         typer.echo(f"{opened.root}: every file is what was written.")
     elif discard:
-        drop_damaged(opened, damages)
-        typer.echo(
-            f"{len(damages)} artifact{'s' * (len(damages) > 1)} dropped what is damaged; run the experiment again to restore it."
-        )
+        dropped = drop_damaged(opened, found)
+        typer.echo(dropped_text(dropped))
+        if dropped.busy:
+            raise typer.Exit(1)
     else:
         typer.echo("`patchsae verify --discard` drops what is damaged, so that the next run restores it.")
         raise typer.Exit(1)
@@ -268,24 +273,24 @@ def gc(
         ),
     ] = None,
 ) -> None:
-    """List or delete the artifacts that no preset and no recorded run needs.
+    """List or delete the artifacts that no preset and no recorded run needs, and what killed runs left behind.
 
-    Every run is recorded under the name of its experiment, with a suffix if `--set` was used. A record
-    protects the artifacts of its run, finished or not. An artifact that a process is building is never
-    deleted.
+    Every run is recorded under the name of its experiment, with a suffix if `--set` was used, or if an earlier
+    version of the experiment had that name. A record protects the artifacts of its run, finished or not. An
+    artifact that a process builds or reads is never deleted, and a run that goes on is never forgotten.
     """
     from patchsae.flows.cli.text import table
     from patchsae.pipeline.core.text import size
-    from patchsae.pipeline.experiment.upkeep import delete as delete_artifacts
-    from patchsae.pipeline.experiment.upkeep import unreachable
+    from patchsae.pipeline.experiment.upkeep import Unneeded, delete_unneeded, unneeded
 
     opened = _open(store)
     for name in forget or []:
-        opened.forget_experiment(name)
-    items = unreachable(opened)
-    busy: list[Unreachable] = []
+        opened.records.forget(name)
+    busy: list[Unneeded] = []
     if delete:
-        items, busy = delete_artifacts(opened, items)
+        items, busy = delete_unneeded(opened)
+    else:
+        items = unneeded(opened)
     if items:
         rows = [[i.artifact.stage, i.artifact.key[:16], i.state, size(i.n_bytes)] for i in items]
         typer.echo(table(("stage", "key", "state", "bytes"), rows, right=("bytes",)) + "\n")
@@ -301,7 +306,9 @@ def gc(
         )
     )
     for item in busy:
-        typer.echo(f"{item.artifact.stage} {item.artifact.key[:16]}: left alone, a process is building it.")
+        typer.echo(
+            f"{item.artifact.stage} {item.artifact.key[:16]}: left alone, a process builds or reads it."
+        )
 
 
 for command in (exchange_commands.export, exchange_commands.import_, exchange_commands.visaebench):

@@ -35,7 +35,7 @@ def launch(
     work = open_work(experiment, overrides, store, only, rerun)
     to_do = work.to_do()
     if not to_do:
-        remember(work)
+        remember(work, newest=True)
         tidy(work)
         typer.echo(f"Nothing to do: all {len(work.wanted)} stages of {work.record} are in {work.store.root}.")
         return

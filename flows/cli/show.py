@@ -13,6 +13,7 @@ import polars as pl
 from patchsae.flows.cli.text import table
 from patchsae.pipeline.core.text import number, size
 from patchsae.pipeline.experiment.request import Work, display_state
+from patchsae.pipeline.experiment.upkeep import Dropped
 from patchsae.pipeline.results.pick import By
 from patchsae.storage.errors import UserError
 from patchsae.storage.store import Store
@@ -27,7 +28,7 @@ def plan_rows(work: Work) -> list[dict[str, Any]]:
             "key": item.key,
             "state": "to run" if address in work.again else display_state(item),
             "why": "asked to run again" if address in work.again else item.why,
-            "bytes": item.n_bytes,
+            "bytes": item.n_bytes if item.state == "cached" else item.n_bytes_left,
             "path": str(work.store.at(item.node.stage.name, item.key).path) if item.key else None,
         }
         for address, item in work.planned.items()
@@ -57,6 +58,20 @@ def plan_text(work: Work) -> str:
         + (f", {n_blocked} blocked" if n_blocked else "")
         + f"; writes about {size(needed)}, {size(work.store.free_bytes())} free at {work.store.root}"
     )
+
+
+def dropped_text(dropped: Dropped) -> str:
+    """What `patchsae verify --discard` did, in a few lines."""
+    lines = [f"{artifact.stage} {artifact.key[:16]}: damaged, dropped." for artifact in dropped.damaged]
+    lines += [
+        f"{artifact.stage} {artifact.key[:16]}: dropped too, because it was made from a damaged one."
+        for artifact in dropped.made_from_them
+    ]
+    lines += [
+        f"{artifact.stage} {artifact.key[:16]}: left alone, a process builds or reads it; try again when it has ended."
+        for artifact in dropped.busy
+    ]
+    return "\n".join([*lines, "Run the experiment again to restore what was dropped."])
 
 
 def summary_text(summary: dict[str, Any]) -> str:

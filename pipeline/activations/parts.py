@@ -22,7 +22,8 @@ def part_rows(activations: Activations, rows: np.ndarray) -> list[np.ndarray]:
 class PartImages:
     """The activations of one part's images, held in memory as they are stored and given out as float32.
 
-    `rows` are ascending row numbers of images of one shard. Only chunks that hold one of them are read.
+    `rows` are ascending row numbers of images of one shard. Only chunks that hold one of them are read. Raises
+    UserError, naming the shard, if one is damaged, was never written, or holds values that are not finite.
     """
 
     def __init__(self, activations: Activations, rows: np.ndarray, device: str) -> None:
@@ -43,6 +44,7 @@ class PartImages:
                 whole = np.empty((len(images), *shape), stored)
                 reader.read_into(images, whole)
                 self._values[a:b] = whole[rows[a:b] - images.start]
+        activations.check_finite(rows, self._values)
 
     def take(self, images: Sequence[int] | np.ndarray) -> Tensor:
         """The activations of images, given by their row numbers: [B, T, d] float32 on the device."""

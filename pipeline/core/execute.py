@@ -6,7 +6,7 @@ import contextlib
 import platform
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
@@ -21,6 +21,9 @@ from patchsae.storage.errors import UserError
 from patchsae.storage.manifest import Summary
 from patchsae.storage.store import Store
 
+CHECKED_INPUTS = "checked_inputs"
+"""The entry of the provenance which says that all inputs were compared with their digests when they were read.
+Versions before did not do that."""
 _PACKAGES = ("torch", "open_clip_torch", "zarr", "numpy", "polars", "pyarrow", "patchsae")
 
 
@@ -44,49 +47,47 @@ class Assignment:
 
 
 def execute(
-    store: Store, works: Sequence[Assignment], runtime: Runtime, given_up: set[str] | None = None
+    store: Store, works: Sequence[Assignment], runtime: Runtime, rebuilt: set[str] | None = None
 ) -> list[Artifact]:
     """Builds one artifact, or several of one stage that are built in one pass, and returns them.
 
-    If another process is building one of them, this one waits and uses that result. Raises UserError if an
-    artifact cannot be built, after the others are committed.
+    If another process is building one of them, this one waits and uses that result. The inputs cannot change
+    meanwhile. Raises UserError if an artifact cannot be built, after the others are committed.
 
-    `given_up` holds the keys of artifacts that were deleted to be built again. A caller that tries again passes
-    the same set again, so that the second attempt resumes where the first one failed.
+    `rebuilt` receives the keys of artifacts that were built again. A caller that tries again passes the same
+    set again, so that the second attempt does not build them a second time.
     """
     stage = works[0].stage
-    given_up = set() if given_up is None else given_up
+    rebuilt = set() if rebuilt is None else rebuilt
     called = ", ".join(f"{work.address} {work.key[:16]}" for work in works)
     with contextlib.ExitStack() as held:
         held.enter_context(naming(f"building {called}"))
         # Every process takes the locks in the order of the keys, so that no two processes wait for each
-        # other.
+        # other. Locks of inputs come after them, since inputs are of earlier stages.
         for work in sorted(works, key=lambda work: work.key):
             held.enter_context(_locked(store, work))
-        missing = [
-            work
-            for work in works
-            if (work.again and work.key not in given_up) or not store.is_usable(stage.name, work.key)
-        ]
+            store.settle(store.at(stage.name, work.key), _saying(work, "is being read by another process"))
+        usable = {work.key for work in works if store.is_usable(stage.name, work.key)}
+        missing = [w for w in works if (w.again and w.key not in rebuilt) or w.key not in usable]
         for work in works:
             if work not in missing:
                 store.tidy(store.at(stage.name, work.key))
-        for upstream in {id(u): u for work in missing for u in work.inputs.values()}.values():
-            fault = upstream.fault()
-            if fault:
-                raise UserError(f"{fault}; run {upstream.stage} again.")
-        started = time.time()
-        # An artifact that is built again is deleted only here, after all checks, right before its
-        # replacement.
+        held.enter_context(store.reading(u for work in missing for u in work.inputs.values()))
         for work in missing:
-            if work.again and work.key not in given_up:
-                store.discard(store.at(stage.name, work.key))
-                given_up.add(work.key)
-        builders = [store.begin(store.at(stage.name, work.key)) for work in missing]
+            _check_inputs(work)
+        started = time.time()
+        builders = [
+            store.begin(
+                store.at(stage.name, work.key),
+                again=work.key in usable,
+                on_wait=_saying(work, "is being read by another process"),
+            )
+            for work in missing
+        ]
         with explaining_full_disk(store.root):
-            found = _build(missing, builders, runtime) if missing else []
+            summaries = _build(missing, builders, runtime) if missing else []
             failures = []
-            for work, builder, summary in zip(missing, builders, found, strict=True):
+            for work, builder, summary in zip(missing, builders, summaries, strict=True):
                 if isinstance(summary, UserError):
                     failures.append(summary)
                     continue
@@ -98,11 +99,26 @@ def execute(
                     work.config.key_config(),
                     work.key_inputs,
                     summary,
-                    {**provenance(), **runtime.describe(), **seconds, **source},
+                    {**provenance(), **runtime.describe(), **seconds, **source, CHECKED_INPUTS: True},
+                    _saying(work, "the old one is being read by another process"),
                 )
+                rebuilt.add(work.key)
         if failures:
             raise failures[0]
     return [store.at(stage.name, work.key) for work in works]
+
+
+def _check_inputs(work: Assignment) -> None:
+    """Raises UserError unless every input is whole, and is the one that the key was computed with."""
+    for role, upstream in work.inputs.items():
+        fault = upstream.fault()
+        if fault:
+            raise UserError(f"{fault}; run {upstream.stage} again.")
+        if upstream.identity != work.key_inputs[role]:
+            raise UserError(
+                f"{work.address}: its input {upstream.path} was built again with another content meanwhile; run "
+                "the same command again."
+            )
 
 
 def _build(
@@ -113,13 +129,13 @@ def _build(
 
 
 def _locked(store: Store, work: Assignment) -> contextlib.AbstractContextManager[None]:
-    def say_waiting() -> None:
-        print(
-            f"{work.address} {work.key[:16]}: another process is building it; waiting for that one.",
-            flush=True,
-        )
+    waiting = _saying(work, "another process is building it")
+    return store.building(store.at(work.stage.name, work.key), waiting)
 
-    return store.locked(store.at(work.stage.name, work.key), say_waiting)
+
+def _saying(work: Assignment, why: str) -> Callable[[], None]:
+    """A function that prints why this process waits."""
+    return lambda: print(f"{work.address} {work.key[:16]}: {why}; waiting for that one.", flush=True)
 
 
 @cache

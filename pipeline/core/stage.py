@@ -26,7 +26,8 @@ from patchsae.storage.scratch import ScratchArrays
 Inputs = Mapping[str, Artifact]
 Section = Literal["datasets", "backbones", "saes", "evaluations"]
 
-_PART = "part"
+# How often parts are computed whose files turn out damaged right after they were written.
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ class Stage:
 class PartStage(Stage):
     """A stage whose work falls into independent parts, which any process may compute in any order.
 
-    `prepare` writes what all parts need (with `out.write_scratch`) and returns the number of parts. `worker`
+    `prepare` writes what all parts need (with `out.scratch.share`) and returns the number of parts. `worker`
     opens what the parts share and returns a `PartWorker`. `merge` makes the result from the arrays of all
     parts, in the order of their numbers.
     """
@@ -205,14 +206,23 @@ class PartStage(Stage):
 
     def build_one(self, config: Any, inputs: Inputs, out: Builder, runtime: Runtime) -> Summary:
         n_parts = self.prepare(config, inputs, out, runtime)
-        runtime.map_parts(self, config, inputs, out, runtime, out.ledger.missing(n_parts))
-        parts = [out.scratch(_PART, part) for part in range(n_parts)]
-        return self.merge(config, inputs, out, parts, runtime)
+        parts = out.ledger.drop_unsound(n_parts)
+        for _ in range(_ATTEMPTS):
+            runtime.map_parts(self, config, inputs, out, runtime, parts)
+            # What is merged is what was written: every file is compared with its digest.
+            if not (parts := out.ledger.drop_unsound(n_parts)):
+                return self.merge(
+                    config, inputs, out, [out.scratch.part(part) for part in range(n_parts)], runtime
+                )
+        raise UserError(
+            f"{out.path}: the files of its parts {', '.join(map(str, parts[:5]))} are not what was written; check "
+            "the disk and run the same command again."
+        )
 
     def do_part(self, worker: PartWorker, out: Builder, part: int) -> None:
         """Computes one part, writes its arrays and notes it in the ledger."""
         with naming(f"part {part}"):
-            out.ledger.record(part, [out.write_scratch(_PART, part, worker(part))])
+            out.ledger.record(part, [out.scratch.write_part(part, worker(part))])
 
 
 @contextlib.contextmanager

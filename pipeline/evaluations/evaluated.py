@@ -48,19 +48,20 @@ class EvaluatedImages:
 
 
 def choose_encoder(inputs: Inputs, out: Builder, device: str) -> None:
-    """Chooses how latents are computed and writes the choice to a scratch file.
+    """Chooses how latents are computed and shares the choice with all parts.
 
-    All parts read it, also those of a resumed run on another machine, so that all are computed in the same
-    way.
+    All parts are computed in the same way, also those of a resumed run on another machine. If the choice was
+    lost, finished parts are forgotten.
     """
-    if not out.has_scratch_json(_ENCODER, 0):
+    if out.scratch.shared(_ENCODER) is None:
+        out.start_over()
         n_latents = int(inputs["sae"].manifest.summary["n_latents"] or 0)
         width = Activations(inputs["activations"]).width
         choice = EncoderChoice.for_device(device, width, n_latents)
-        out.write_scratch_json(_ENCODER, 0, asdict(choice))
+        out.scratch.share(_ENCODER, {}, asdict(choice))
 
 
 def open_encoder(inputs: Inputs, out: Builder, device: str) -> LatentEncoder:
-    """The encoder of the SAE, with the settings that `choose_encoder` wrote."""
-    choice = EncoderChoice(**out.scratch_json(_ENCODER, 0))
+    """The encoder of the SAE, with the settings that `choose_encoder` shared."""
+    choice = EncoderChoice(**out.scratch.read_shared(_ENCODER).values)
     return LatentEncoder(load_sae(inputs["sae"], device), choice)

@@ -64,7 +64,9 @@ def write_patches(activations: Activations, rows: range, folder: Path) -> list[P
     selected = activations.layout.select("patches")
     paths = []
     for number, start in enumerate(range(rows.start, rows.stop, _IMAGES_PER_FILE)):
-        values = activations.read(start, min(start + _IMAGES_PER_FILE, rows.stop))
+        stop = min(start + _IMAGES_PER_FILE, rows.stop)
+        values = activations.read(start, stop)
+        activations.check_finite(np.arange(start, stop), values)
         patches = torch.from_numpy(np.ascontiguousarray(values[:, selected.start : selected.stop]))
         paths.append(folder / f"shard_{number:03d}.pt")
         torch.save(patches.view(getattr(torch, activations.dtype)), paths[-1])

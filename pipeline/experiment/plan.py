@@ -9,6 +9,7 @@ from typing import Any, Literal
 from patchsae.pipeline.core.graph import Node
 from patchsae.pipeline.core.stage import Source, Upstream
 from patchsae.pipeline.core.text import size
+from patchsae.storage.atomic import has_no_inodes
 from patchsae.storage.errors import UserError
 from patchsae.storage.keys import artifact_key
 from patchsae.storage.manifest import Manifest
@@ -23,7 +24,7 @@ class Planned:
 
     `key` is None while the identity of an input is not known, because its index or weights must be made
     first. `key_inputs` maps a role to the identity that goes into the key. `n_bytes` is the predicted size of
-    what would be written, None if it is not known. `again`: the artifact is to be built even if it is
+    the artifact, None if it is not known, and `n_bytes_done` what an unfinished one has of it. `again`: the artifact is to be built even if it is
     committed.
     """
 
@@ -35,10 +36,16 @@ class Planned:
     n_bytes: int | None = None
     source: Source | None = None
     again: bool = False
+    n_bytes_done: int = 0
 
     @property
     def has_work(self) -> bool:
         return self.again or self.state != "cached"
+
+    @property
+    def n_bytes_left(self) -> int | None:
+        """Predicted bytes that are still to be written."""
+        return None if self.n_bytes is None else max(0, self.n_bytes - self.n_bytes_done)
 
 
 @dataclass
@@ -62,8 +69,9 @@ class Planner:
         known = source if isinstance(source, Source) else None
         n_bytes = self._predict(node, before)
 
-        def planned(state: PlanState, why: str, key: str | None = None) -> Planned:
-            return Planned(node, key, key_inputs if key else {}, state, why, n_bytes, known)
+        def planned(state: PlanState, why: str, key: str | None = None, n_bytes_done: int = 0) -> Planned:
+            inputs = key_inputs if key else {}
+            return Planned(node, key, inputs, state, why, n_bytes, known, n_bytes_done=n_bytes_done)
 
         key_inputs: dict[str, str] = {}
         waiting = [address for address in node.inputs.values() if before[address].state == "blocked"]
@@ -83,12 +91,14 @@ class Planner:
         artifact = self.store.at(node.stage.name, key)
         if artifact.is_committed:
             fault = artifact.fault()
-            return planned("cached", "", key) if fault is None else planned("damaged", fault, key)
+            if fault is None:
+                return planned("cached", "", key)
+            return planned("damaged", fault, key, artifact.ledger.n_bytes())
         n_done, step = artifact.ledger.n_done(), artifact.checkpoints.latest_step()
         if step is not None:
-            return planned("resume", f"resumes at step {step}", key)
+            return planned("resume", f"resumes at step {step}", key, artifact.n_bytes())
         if n_done:
-            return planned("resume", f"resumes with {n_done} parts done", key)
+            return planned("resume", f"resumes with {n_done} parts done", key, artifact.ledger.n_bytes())
         return planned("run", self._why_not_cached(node, config, key_inputs), key)
 
     def _source(self, node: Node) -> Source | UserError | None:
@@ -160,17 +170,22 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check_space(store: Store, planned: Mapping[str, Planned]) -> None:
-    """Raises UserError if the bytes that the plan predicts do not fit on the disk.
+    """Raises UserError if the bytes that are left to write do not fit on the disk, or no file does.
 
-    Blocked nodes are not counted, since they cannot run.
+    Blocked nodes are not counted, since they cannot run. An artifact that is built again needs its whole size.
     """
     to_write = [item for item in planned.values() if item.has_work and item.state != "blocked"]
-    needed = sum(item.n_bytes or 0 for item in to_write)
+    needed = sum(item.n_bytes_left or 0 for item in to_write)
     free = store.free_bytes()
     if needed > free:
-        largest = max(to_write, key=lambda item: item.n_bytes or 0)
+        largest = max(to_write, key=lambda item: item.n_bytes_left or 0)
         raise UserError(
-            f"{store.root}: the run needs about {size(needed)} and {size(free)} are free "
-            f"(the largest is {largest.node.address}, {size(largest.n_bytes)}); "
+            f"{store.root}: the run needs about {size(needed)} more and {size(free)} are free "
+            f"(the largest is {largest.node.address}, {size(largest.n_bytes_left)}); "
             "choose another --store or fewer images."
+        )
+    if to_write and has_no_inodes(store.root):
+        raise UserError(
+            f"{store.root}: the disk has no inodes left, so no file can be made; delete some files there or choose "
+            "another --store."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +12,7 @@ from patchsae.pipeline.experiment.plan import Planned
 from patchsae.pipeline.experiment.request import Work
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.errors import UserError
+from patchsae.storage.locks import Busy, refuse
 from patchsae.storage.records import ExperimentRecord, RecordedNode
 from patchsae.storage.store import Store
 
@@ -32,11 +34,18 @@ def groups(work: Work, runtime: Runtime) -> Iterator[Group]:
 
     The caller must build a group before it asks for the next one. Each node is planned anew when its turn
     comes, since the keys of nodes that use an index or weights are known only when these are built. The
-    experiment's record is written before a group is built, so that `patchsae gc` does not delete unfinished
-    artifacts. Raises UserError for a node that cannot be built.
+    experiment's record is written before a group is built, and cannot be forgotten until the run ends, so that
+    `patchsae gc` deletes nothing that the run has reached. Raises UserError for a node that cannot be built.
     """
+    with work.store.records.running(_record(work, work.planned)):
+        yield from _groups(work, runtime)
+
+
+def _groups(work: Work, runtime: Runtime) -> Iterator[Group]:
     planned: dict[str, Planned] = {}
     built: set[str | None] = set()
+    # Written before anything is looked up, so that `gc` deletes nothing that is about to be used.
+    remember(work, newest=True)
     for address, before in work.planned.items():
         item = planned[address] = _again(work, work.planner.node(before.node, planned), built)
         if address not in work.wanted:
@@ -90,11 +99,11 @@ def _building(
 ) -> Callable[[], list[Artifact]]:
     """A function that builds the nodes `items` together. `before` holds the plans of their inputs."""
 
-    given_up: set[str] = set()
+    rebuilt: set[str] = set()
 
     def build() -> list[Artifact]:
         works = [assignment(work.store, item, before) for item in items]
-        return execute(work.store, works, runtime, given_up)
+        return execute(work.store, works, runtime, rebuilt)
 
     return build
 
@@ -126,28 +135,35 @@ def assignment(store: Store, item: Planned, before: Mapping[str, Planned]) -> As
 
 
 def tidy(work: Work) -> None:
-    """Deletes what a process that was killed right after it finished an artifact left behind."""
+    """Deletes what killed processes left of the wanted artifacts, which are all finished."""
     for address in work.wanted:
         item = work.planned[address]
-        if item.state == "cached" and item.key is not None:
+        if item.key is not None:
             artifact = work.store.at(item.node.stage.name, item.key)
-            if work.store.has_leftovers(artifact):
-                with work.store.locked(artifact):
+            if work.store.leftovers(artifact):
+                with contextlib.suppress(Busy), work.store.building(artifact, refuse):
+                    work.store.settle(artifact)
                     work.store.tidy(artifact)
 
 
-def remember(work: Work, planned: Mapping[str, Planned] | None = None) -> None:
+def remember(work: Work, planned: Mapping[str, Planned] | None = None, newest: bool = False) -> None:
     """Writes the record of the experiment: its configs, and the artifact of every node whose key is known.
 
     `planned` holds newer plans than `work.planned`. A node whose key is not known keeps what the last run
-    recorded.
+    of this experiment recorded. With `newest`, the record becomes the one of its name.
     """
-    old = work.store.experiments().get(work.record)
-    nodes = dict(old.nodes) if old is not None else {}
-    nodes = {address: nodes[address] for address in work.planned.keys() & nodes.keys()}
-    for address, item in {**work.planned, **(planned or {})}.items():
+    record = _record(work, {**work.planned, **(planned or {})})
+    work.store.records.write(work.record, record, newest)
+
+
+def _record(work: Work, planned: Mapping[str, Planned]) -> ExperimentRecord:
+    experiment = work.experiment.model_dump(mode="json")
+    nodes: dict[str, RecordedNode] = {}
+    old = work.store.records.of(work.record, ExperimentRecord({}, experiment))
+    if old is not None:
+        nodes = {address: old.nodes[address] for address in planned.keys() & old.nodes.keys()}
+    for address, item in planned.items():
         if item.key is not None:
             names = {name: value for name, value in vars(item.node.names).items() if value is not None}
             nodes[address] = RecordedNode(item.node.stage.name, item.key, names, item.node.inputs)
-    experiment = work.experiment.model_dump(mode="json")
-    work.store.record_experiment(work.record, ExperimentRecord(nodes, experiment))
+    return ExperimentRecord(nodes, experiment)

@@ -2,29 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
+from patchsae.pipeline.core.execute import CHECKED_INPUTS
 from patchsae.pipeline.core.progress import Reporter
 from patchsae.pipeline.experiment.experiment import PRESETS, load
+from patchsae.pipeline.experiment.kinds import STAGES
 from patchsae.pipeline.experiment.plan import Planner
 from patchsae.storage.artifacts import Artifact
+from patchsae.storage.atomic import remove
 from patchsae.storage.errors import UserError
+from patchsae.storage.locks import Busy, refuse
 from patchsae.storage.store import State, Store
 
 
 @dataclass(frozen=True)
 class Damage:
-    """What is wrong with an artifact. `files` are relative to it; none are named if the manifest is bad."""
+    """What is wrong with an artifact. `files` are relative to it; none are named if the manifest is bad.
+
+    `made_from_it` are artifacts that are dropped with it: what is computed in its place may differ from it.
+    """
 
     artifact: Artifact
     files: list[str]
     sentence: str
+    made_from_it: list[Artifact] = field(default_factory=list)
 
 
-def verify(store: Store, reporter: Reporter) -> list[Damage]:
-    """Recomputes the digest of every file of every committed artifact, and returns what is damaged."""
-    found: list[Damage] = []
+@dataclass(frozen=True)
+class Found:
+    """What `verify` found. `records` are files that cannot be read as records, each with a sentence."""
+
+    damages: list[Damage]
+    records: list[tuple[Path, str]]
+
+    @property
+    def sentences(self) -> list[str]:
+        return [damage.sentence for damage in self.damages] + [sentence for _, sentence in self.records]
+
+
+def verify(store: Store, reporter: Reporter) -> Found:
+    """Recomputes the digest of every file of every committed artifact, and returns what is damaged.
+
+    Raises UserError if the store is not there or cannot be read.
+    """
+    store.check_readable()
+    bad: list[Damage] = []
     sound: list[Artifact] = []
     for artifact, state in store.artifacts():
         if state == "partial":
@@ -32,7 +58,7 @@ def verify(store: Store, reporter: Reporter) -> list[Damage]:
         try:
             artifact.manifest  # noqa: B018 (reading it checks it)
         except UserError as error:
-            found.append(Damage(artifact, [], str(error)))
+            bad.append(Damage(artifact, [], str(error)))
         else:
             sound.append(artifact)
     n_files = sum(len(artifact.manifest.outputs) for artifact in sound)
@@ -42,40 +68,131 @@ def verify(store: Store, reporter: Reporter) -> list[Damage]:
             files = artifact.damaged_files(bar.advance)
             if files:
                 paths = ", ".join(f"{artifact.path}/{name}" for name in files)
-                found.append(
-                    Damage(artifact, files, f"{paths}: not what was written (digest or size differ).")
-                )
-    return found
+                sentence = f"{paths}: not what was written (digest or size differ)."
+                bad.append(Damage(artifact, files, sentence))
+    return Found([_with_what_follows(damage, sound) for damage in bad], store.records.faults())
 
 
-def drop_damaged(store: Store, damages: Sequence[Damage]) -> None:
-    """Makes the next run compute the damaged parts again: deletes their ledger entries and the manifests."""
-    for damage in damages:
-        with store.locked(damage.artifact):
-            for file in damage.files:
-                damage.artifact.ledger.forget(file)
-            store.uncommit(damage.artifact)
+def _with_what_follows(damage: Damage, sound: Sequence[Artifact]) -> Damage:
+    """`damage` with the artifacts that must be dropped with it.
+
+    Nothing follows from a damaged shard: reading it is an error, and its part alone is computed again. What
+    was made from an index or from weights is kept if it was made by a version that compares its inputs with
+    their digests, since what is identified by its content comes back equal or under another key.
+    """
+    if damage.artifact.ledger.parts():
+        return damage
+    by_content = (
+        STAGES[damage.artifact.stage].identified_by_content if damage.artifact.stage in STAGES else False
+    )
+    return Damage(
+        damage.artifact,
+        damage.files,
+        damage.sentence,
+        [
+            artifact
+            for artifact in _made_from(damage.artifact, sound)
+            if not (by_content and artifact.manifest.provenance.get(CHECKED_INPUTS))
+        ],
+    )
+
+
+def _made_from(artifact: Artifact, sound: Sequence[Artifact]) -> Iterator[Artifact]:
+    """Every artifact that was made from one, directly or through others."""
+    wanted = {artifact.key}
+    with contextlib.suppress(UserError):
+        wanted.add(artifact.identity)
+    left = list(sound)
+    while True:
+        follows = [one for one in left if wanted & set(one.manifest.inputs.values())]
+        if not follows:
+            return
+        yield from follows
+        wanted |= {one.identity for one in follows}
+        left = [one for one in left if one not in follows]
 
 
 @dataclass(frozen=True)
-class Unreachable:
-    """An artifact that no preset and no recorded experiment needs."""
+class Dropped:
+    """What `drop_damaged` did. `busy` are artifacts that were left because a process uses them."""
+
+    damaged: list[Artifact]
+    made_from_them: list[Artifact]
+    busy: list[Artifact]
+
+
+def drop_damaged(store: Store, found: Found) -> Dropped:
+    """Makes the next run compute what is damaged again.
+
+    Deletes damaged files with their ledger entries and manifests, what was made from them, and records that
+    cannot be read.
+    """
+    damaged: list[Artifact] = []
+    follows: list[Artifact] = []
+    busy: list[Artifact] = []
+    for damage in found.damages:
+        # What follows goes first: a process killed in between leaves the damage, which is found again.
+        for artifact in damage.made_from_it:
+            if artifact not in (*follows, *busy):
+                (follows if _alone(store, artifact, _discard) else busy).append(artifact)
+        if any(artifact in busy for artifact in damage.made_from_it):
+            busy.append(damage.artifact)
+            continue
+
+        def drop(store: Store, artifact: Artifact, damage: Damage = damage) -> None:
+            store.drop(artifact, refuse)
+            store.drop_files(artifact, damage.files)
+
+        (damaged if _alone(store, damage.artifact, drop) else busy).append(damage.artifact)
+    for path, _ in found.records:
+        remove(path)
+    return Dropped(damaged, follows, busy)
+
+
+def _discard(store: Store, artifact: Artifact) -> None:
+    store.discard(artifact, refuse)
+
+
+def _alone(store: Store, artifact: Artifact, act: Callable[[Store, Artifact], None]) -> bool:
+    """Acts on an artifact that no process builds or reads. Returns whether it did."""
+    try:
+        with store.building(artifact, refuse):
+            act(store, artifact)
+    except Busy:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Unneeded:
+    """An artifact that no preset and no recorded experiment needs, or what a killed process left of one.
+
+    `state` says which: the state of the artifact, or what the leftovers are.
+    """
 
     artifact: Artifact
-    state: State
+    state: State | str
     n_bytes: int
 
 
-def unreachable(store: Store) -> list[Unreachable]:
-    """The artifacts, finished or not, that no preset and no recorded experiment needs."""
+def unneeded(store: Store) -> list[Unneeded]:
+    """The artifacts that no preset and no recorded experiment needs, and what killed processes left.
+
+    Raises UserError if a record cannot be read, since what it needs is not known.
+    """
+    for _, sentence in store.records.faults():
+        raise UserError(sentence)
     needed = _reached_by_presets(store)
-    for record in store.experiments().values():
+    for record in store.records.all().values():
         needed |= {store.at(node.stage, node.key).path.name for node in record.nodes.values()}
-    return [
-        Unreachable(artifact, state, artifact.n_bytes())
-        for artifact, state in store.artifacts()
-        if artifact.path.name not in needed
-    ]
+    found = []
+    for artifact, state in store.artifacts():
+        if artifact.path.name not in needed:
+            found.append(Unneeded(artifact, state, artifact.n_bytes()))
+        else:
+            left = store.leftovers(artifact)
+            found += [Unneeded(artifact, one.what, one.n_bytes()) for one in left]
+    return found
 
 
 def _reached_by_presets(store: Store) -> set[str]:
@@ -91,23 +208,24 @@ def _reached_by_presets(store: Store) -> set[str]:
     return reached
 
 
-class _Busy(Exception):
-    """Another process is building the artifact."""
+def delete_unneeded(store: Store) -> tuple[list[Unneeded], list[Unneeded]]:
+    """Deletes what `unneeded` lists. Returns what was deleted, and what was left because a process uses it.
 
-
-def delete(store: Store, items: Sequence[Unreachable]) -> tuple[list[Unreachable], list[Unreachable]]:
-    """Deletes artifacts. Returns the deleted ones, and those left because a process is building them."""
-
-    def refuse() -> None:
-        raise _Busy
-
-    deleted, busy = [], []
-    for item in items:
-        try:
-            with store.locked(item.artifact, refuse):
-                store.discard(item.artifact)
-        except _Busy:
-            busy.append(item)
-        else:
-            deleted.append(item)
+    No run can record what it needs meanwhile: it waits, and then looks up anew what there is.
+    """
+    deleted: list[Unneeded] = []
+    busy: list[Unneeded] = []
+    with store.records.held():
+        for item in unneeded(store):
+            act = _discard if item.state in ("committed", "partial", "damaged") else _clear
+            (deleted if _alone(store, item.artifact, act) else busy).append(item)
+        store.sweep()
     return deleted, busy
+
+
+def _clear(store: Store, artifact: Artifact) -> None:
+    """Deletes what a killed process left of an artifact, and finishes a rebuild that was finished."""
+    store.settle(artifact)
+    for left in store.leftovers(artifact):
+        for path in left.paths:
+            remove(path)

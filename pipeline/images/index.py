@@ -105,7 +105,7 @@ def _inspect_all(
     source.
     """
     starts = range(0, len(records), _IMAGES_PER_PART)
-    missing = set(out.ledger.missing(len(starts)))
+    missing = set(out.ledger.drop_unsound(len(starts)))
     facts: list[dict[str, Any]] = []
     n_done = sum(part not in missing for part in range(len(starts))) * _IMAGES_PER_PART
     with (
@@ -120,8 +120,8 @@ def _inspect_all(
                 ):
                     found.append(one)
                     bar.advance()
-                out.ledger.record(part, [out.write_scratch_json("index", part, found)])
-            facts += out.scratch_json("index", part)
+                out.ledger.record(part, [out.scratch.write_json(part, found)])
+            facts += out.scratch.json(part)
     return facts
 
 

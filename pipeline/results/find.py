@@ -20,7 +20,7 @@ def find(store: Store, word: str, experiment: str | None = None, stages: Sequenc
     `experiment` limits the search to one experiment, and `stages` to some stages. Raises UserError if there
     is no such artifact, if there are several, or if it is damaged.
     """
-    records = store.experiments()
+    records = store.records.all()
     if experiment is not None and experiment not in records:
         raise UserError(f"{store.root}: no experiment `{experiment}`{nearest(experiment, records)}")
     named: dict[tuple[str, str], str] = {}

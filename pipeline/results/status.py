@@ -16,7 +16,7 @@ def status_rows(store: Store, experiment: str | None = None) -> list[dict[str, A
     identity of the artifact that filled it. `config` is the hashed config. Raises UserError if there is no
     such experiment.
     """
-    records = store.experiments()
+    records = store.records.all()
     if experiment is not None and experiment not in records:
         raise UserError(f"{store.root}: no experiment `{experiment}`{nearest(experiment, records)}")
     names: dict[tuple[str, str], list[str]] = {}

@@ -48,7 +48,7 @@ class Catalog:
     """Name of a table -> the committed artifacts that have it."""
 
     def __post_init__(self) -> None:
-        records = self.store.experiments()
+        records = self.store.records.all()
         if self.experiment is not None:
             if self.experiment not in records:
                 raise UserError(

@@ -24,8 +24,9 @@ from patchsae.pipeline.core.stage import Inputs, Runtime
 from patchsae.pipeline.training.job import Job
 from patchsae.pipeline.training.objective import TrainedSaeConfig
 from patchsae.storage.artifacts import Builder
-from patchsae.storage.atomic import lock, write_atomic
+from patchsae.storage.atomic import write_atomic
 from patchsae.storage.errors import UserError
+from patchsae.storage.locks import lock
 
 _JOB = "torchrun-job.json"
 FAILURES = "torchrun-failures.json"

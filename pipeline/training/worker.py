@@ -19,8 +19,9 @@ from patchsae.pipeline.training import train
 from patchsae.pipeline.training.job import Job
 from patchsae.pipeline.training.process_group import ProcessGroup
 from patchsae.pipeline.training.torchrun import EVERY, FAILURES
-from patchsae.storage.atomic import is_locked, write_atomic
+from patchsae.storage.atomic import write_atomic
 from patchsae.storage.errors import UserError
+from patchsae.storage.locks import is_locked
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 

@@ -76,7 +76,7 @@ class OpenStore:
     @property
     def experiments(self) -> list[str]:
         """The names of the experiments that the store has a record of."""
-        return list(self.store.experiments())
+        return list(self.store.records.all())
 
     @property
     def saes(self) -> pl.DataFrame:
@@ -93,7 +93,7 @@ class OpenStore:
                 "backbone": node.names.get("backbone"),
                 "key": node.key,
             }
-            for name, record in self.store.experiments().items()
+            for name, record in self.store.records.all().items()
             for node in record.nodes.values()
             if node.stage in SAE_STAGES
         ]
@@ -153,7 +153,7 @@ class OpenStore:
         has the SAE, or if several have different ones.
         """
         found = []
-        for of, record in self.store.experiments().items():
+        for of, record in self.store.records.all().items():
             if experiment in (None, of):
                 nodes = (record.nodes.get(f"{stage}/{name}") for stage in SAE_STAGES)
                 found += [_Place(of, record, node) for node in nodes if node is not None]

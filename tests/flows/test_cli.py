@@ -312,7 +312,7 @@ def test_verify_names_an_edited_manifest(full_store: Store) -> None:
 def test_gc_takes_what_nothing_reaches(full_store: Store, small: Path) -> None:
     keys = {artifact.stage: artifact.key for artifact in full_store.committed()}
     nodes = {f"{s}/x": RecordedNode(s, k) for s, k in keys.items() if s != "masking"}
-    full_store.record_experiment("small", ExperimentRecord(nodes))
+    full_store.records.write("small", ExperimentRecord(nodes), newest=True)
     dry = patchsae("gc", "--store", full_store.root)
     assert keys["masking"][:16] in dry.stdout and "gc --delete" in dry.stdout
     assert len(full_store.committed()) == len(ADDRESSES)
@@ -326,9 +326,9 @@ def test_gc_takes_what_nothing_reaches(full_store: Store, small: Path) -> None:
 
 def test_gc_leaves_what_is_being_built(full_store: Store) -> None:
     artifact = full_store.committed("train")[0]
-    full_store.uncommit(artifact)
-    full_store.forget_experiment("small")
-    with full_store.locked(artifact):
+    full_store.drop(artifact)
+    full_store.records.forget("small")
+    with full_store.building(artifact):
         result = patchsae("gc", "--store", full_store.root, "--delete")
     assert f"train {artifact.path.name}: left alone" in result.stdout
     assert (artifact.path / "sae.safetensors").exists()

@@ -90,7 +90,7 @@ def test_a_deployed_run_makes_every_artifact(first_run: Store) -> None:
     assert sorted(artifact.stage for artifact in first_run.committed()) == sorted(
         address.split("/")[0] for address in ADDRESSES
     )
-    assert list(first_run.experiments()) == ["little"]
+    assert list(first_run.records.all()) == ["little"]
 
 
 def test_parts_are_mapped_by_dask(first_run: Store, in_server: Server) -> None:

@@ -88,7 +88,7 @@ def test_without_a_server_interrupted_and_completed_on_dask(
     assert "Traceback" not in rest and rest.count("patchsae: interrupted;") == 1
     assert psutil.wait_procs(helpers, timeout=30)[1] == []
     assert "train" not in outputs(store)
-    assert "train/relu" in store.experiments()["little"].nodes, "gc would take what the run had begun"
+    assert "train/relu" in store.records.all()["little"].nodes, "gc would take what the run had begun"
 
     completed = start_patchsae(environment, *run)
     rest, _ = completed.communicate(timeout=300)
@@ -122,7 +122,7 @@ def test_a_second_run_waits_and_takes_the_result(
 ) -> None:
     train = store.committed("train")[0]
     shutil.rmtree(train.path)
-    with store.locked(train):
+    with store.building(train):
         process = start_patchsae(server.environment, "run", str(little), "--store", str(store.root))
         read_until(process, f"train/relu {train.key[:16]}: another process is building it")
         shutil.copytree(serial.at("train", train.key).path, train.path)

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from patchsae.storage.artifacts import Artifact
-from patchsae.storage.atomic import explaining_full_disk, lock, write_atomic
+from patchsae.storage.atomic import explaining_full_disk, write_atomic
 from patchsae.storage.errors import UserError
 from patchsae.storage.keys import artifact_key
+from patchsae.storage.locks import lock
 from patchsae.storage.store import Store
 
 CONFIG = {"size": 3}
@@ -21,7 +22,7 @@ KEY = artifact_key("make", 1, CONFIG, {})
 
 def commit(store: Store, data: bytes = b"result") -> Artifact:
     artifact = store.at("make", KEY)
-    with store.locked(artifact):
+    with store.building(artifact):
         builder = store.begin(artifact)
         builder.write("out.bin", data)
         return store.commit(builder, 1, CONFIG, {}, {"n": 3}, {"host": "here"})

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import multiprocessing
 from pathlib import Path
+from typing import Literal
 
 import open_clip
 import torch
 
+from patchsae.pipeline.core.progress import Reporter
 from patchsae.pipeline.core.stage import Runtime
 from patchsae.pipeline.experiment.experiment import parse
 from patchsae.pipeline.experiment.request import work_on
 from patchsae.pipeline.experiment.run import run
+from patchsae.pipeline.experiment.upkeep import delete_unneeded, drop_damaged, verify
 from patchsae.storage import activations
 from patchsae.storage.store import Store
 from tests.support.small_run import MODELS
@@ -39,15 +42,33 @@ evaluations:
 """
 
 
-def run_until(root: str, checkpoint: str, at: int, counter: str) -> None:
-    """Runs the experiment and dies before its durable write number `at`; writes down how many there were, if it ends."""
+Action = Literal["run", "rerun", "gc", "discard"]
+
+
+def run_until(root: str, checkpoint: str, at: int, counter: str, action: Action = "run") -> None:
+    """Runs the experiment, or what else changes a store, and dies before its durable write number `at`.
+
+    If it ends, it writes down how many durable writes there were. `rerun` builds every artifact again, `gc` deletes
+    them all, and `discard` drops what is damaged.
+    """
     torch.set_num_threads(1)
     open_clip.add_model_config(MODELS)
     # Several shards, so that there are parts.
     activations._CHUNK_BYTES = 17 * 32 * 2 * 8
     n_writes = die_before(at)
-    work = work_on(Store(root), parse(EXPERIMENT.format(checkpoint=checkpoint), "tiny"))
-    run(work, Runtime(checkpoint_seconds=0.0))
+    store, experiment = Store(root), parse(EXPERIMENT.format(checkpoint=checkpoint), "tiny")
+    match action:
+        case "run":
+            run(work_on(store, experiment), Runtime(checkpoint_seconds=0.0))
+        case "rerun":
+            stages = [node.stage.name for node in experiment.nodes()]
+            run(work_on(store, experiment, rerun=stages), Runtime(checkpoint_seconds=0.0))
+        case "gc":
+            for name in store.records.all():
+                store.records.forget(name)
+            delete_unneeded(store)
+        case "discard":
+            drop_damaged(store, verify(store, Reporter()))
     Path(counter).write_text(str(n_writes()))
 
 
@@ -55,9 +76,11 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.support.crash", "tests.support.small_run", "sklearn.datasets"])
 
 
-def crash(store: Store, checkpoint: Path, at: int, counter: Path) -> int:
+def crash(store: Store, checkpoint: Path, at: int, counter: Path, action: Action = "run") -> int:
     """Runs `run_until` in a process of its own; returns its exit code."""
-    process = CONTEXT.Process(target=run_until, args=(str(store.root), str(checkpoint), at, str(counter)))
+    process = CONTEXT.Process(
+        target=run_until, args=(str(store.root), str(checkpoint), at, str(counter), action)
+    )
     process.start()
     process.join()
     assert process.exitcode is not None

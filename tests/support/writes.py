@@ -1,6 +1,6 @@
 """Counting durable writes, and dying before one of them.
 
-Whatever is kept becomes visible by a rename, and whatever goes away by an unlink or a rmtree: between two of these
+Whatever is kept becomes visible by a rename or an exchange, and whatever goes away by an unlink or a rmtree: between two of these
 nothing changes that another process could see.
 """
 
@@ -12,6 +12,8 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from patchsae.storage import atomic
 
 
 def die_before(at: int) -> Callable[[], int]:
@@ -25,7 +27,13 @@ def die_before(at: int) -> Callable[[], int]:
         if n_writes == at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    for owner, name in ((Path, "replace"), (Path, "rename"), (Path, "unlink"), (shutil, "rmtree")):
+    for owner, name in (
+        (Path, "replace"),
+        (Path, "rename"),
+        (Path, "unlink"),
+        (shutil, "rmtree"),
+        (atomic, "_exchange_at_once"),
+    ):
         _count(owner, name, before)
     return lambda: n_writes
 

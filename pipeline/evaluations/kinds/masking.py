@@ -193,7 +193,7 @@ def _write_rankings(config: MaskingStageConfig, inputs: Inputs, out: Builder, n_
         else:
             assert seed is not None
             arrays[str(i)] = random_ranking(latents, n_ranked, seed, masking.random_pool == "alive")[None]
-    out.write_scratch(_RANKINGS, 0, arrays)
+    out.scratch.share(_RANKINGS, arrays, {})
 
 
 class _Worker:
@@ -205,7 +205,7 @@ class _Worker:
         self.images = EvaluatedImages(inputs, config.rows(inputs), runtime.device)
         self.encoder = open_encoder(inputs, out, runtime.device)
         self.zero_shot = ZeroShot.load(config.backbone, inputs, runtime.device)
-        written = out.scratch(_RANKINGS, 0)
+        written = out.scratch.read_shared(_RANKINGS).arrays
         self.rankings = [
             torch.tensor(written[str(i)], device=runtime.device).long() for i in range(len(config.rankings()))
         ]

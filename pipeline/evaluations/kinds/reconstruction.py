@@ -82,7 +82,7 @@ class ReconstructionStageConfig(Config):
 def _prepare(config: ReconstructionStageConfig, inputs: Inputs, out: Builder, runtime: Runtime) -> int:
     choose_encoder(inputs, out, runtime.device)
     images = EvaluatedImages(inputs, config.rows(inputs), runtime.device)
-    out.write_scratch(_MEAN, 0, {"mean": _mean_activation(images, runtime)})
+    out.scratch.share(_MEAN, {"mean": _mean_activation(images, runtime)}, {})
     return len(images.parts)
 
 
@@ -109,7 +109,7 @@ class _Worker:
         self.images = EvaluatedImages(inputs, config.rows(inputs), runtime.device)
         self.encoder = open_encoder(inputs, out, runtime.device)
         self.zero_shot = ZeroShot.load(config.backbone, inputs, runtime.device)
-        self.mean = torch.tensor(out.scratch(_MEAN, 0)["mean"], device=runtime.device)
+        self.mean = torch.tensor(out.scratch.read_shared(_MEAN).arrays["mean"], device=runtime.device)
 
     def __call__(self, part: int) -> Mapping[str, np.ndarray]:
         sae = self.encoder.sae

@@ -20,9 +20,10 @@ from patchsae.storage.activations import (
     ActivationWriter,
     to_float32,
 )
-from patchsae.storage.artifacts import Artifact, Builder
 from patchsae.storage.chunk_reader import ChunkReader
 from patchsae.storage.errors import UserError
+from patchsae.storage.keys import artifact_key
+from patchsae.storage.store import Store
 from patchsae.storage.tokens import TokenLayout
 
 N_IMAGES, TOKENS, WIDTH, PREFIX = 45, 6, 8, 1
@@ -31,8 +32,10 @@ N_IMAGES, TOKENS, WIDTH, PREFIX = 45, 6, 8, 1
 def _cache(folder: Path, dtype: ActivationDtype = "float16") -> Activations:
     """Activations whose every vector tells its image and token."""
     template = ActivationTemplate(N_IMAGES, TOKENS, WIDTH, dtype, chunk_images=4, chunks_per_shard=3)
+    store = Store(folder)
+    out = store.begin(store.at("extract", artifact_key("extract", 1, {}, {})))
     writer = ActivationWriter(
-        Builder(Artifact("extract", "0" * 64, folder)),
+        out,
         template,
         TokenLayout(PREFIX, (1, TOKENS - PREFIX)),
         {},
@@ -44,8 +47,8 @@ def _cache(folder: Path, dtype: ActivationDtype = "float16") -> Activations:
     )
     for shard in range(template.n_shards):
         rows = template.shard_range(shard)
-        writer.write(rows.start, stored[rows.start : rows.stop])
-    return Activations(Artifact("extract", "0" * 64, folder))
+        out.ledger.record(shard, [writer.write(rows.start, stored[rows.start : rows.stop])])
+    return Activations(store.commit(out, 1, {}, {}, {}, {}))
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +167,7 @@ def test_chunks_are_read_as_zarr_reads_them(tmp_path: Path, dtype: ActivationDty
 @pytest.mark.parametrize("where", [0.3, 0.99])
 def test_a_flipped_bit_is_found_in_chunks_and_indexes(tmp_path: Path, where: float) -> None:
     cache = _cache(tmp_path)
-    shard = tmp_path / "activations.zarr" / "c" / "1" / "0" / "0"
+    shard = cache.shard_file(1)
     content = bytearray(shard.read_bytes())
     content[int(where * len(content))] ^= 4
     shard.write_bytes(content)
@@ -176,7 +179,7 @@ def test_a_flipped_bit_is_found_in_chunks_and_indexes(tmp_path: Path, where: flo
 
 def test_a_truncated_shard_is_found(tmp_path: Path) -> None:
     cache = _cache(tmp_path)
-    shard = tmp_path / "activations.zarr" / "c" / "1" / "0" / "0"
+    shard = cache.shard_file(1)
     shard.write_bytes(shard.read_bytes()[:-300])
     with pytest.raises(UserError, match=r"c/1/0/0: damaged"):
         ChunkReader(cache).read_into(range(12, 16), np.empty((4, TOKENS, WIDTH), np.float16))

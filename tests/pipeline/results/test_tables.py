@@ -172,8 +172,8 @@ def test_an_unknown_table_names_those_there_are(store: Store, tmp_path: Path) ->
 
 def test_columns_are_there_even_where_nobody_knows_the_names(store: Store, tmp_path: Path) -> None:
     forgotten = Store(shutil.copytree(store.root, tmp_path / "store"))
-    for name in forgotten.experiments():
-        forgotten.forget_experiment(name)
+    for name in forgotten.records.all():
+        forgotten.records.forget(name)
     catalog = Catalog(forgotten)
     assert names(catalog.scan("latents"), "dataset", "backbone", "sae", "evaluation") == {(None,) * 4}
     assert catalog.scan("latents").select(pl.col("sae_key").n_unique()).collect().item() == 2
@@ -205,7 +205,7 @@ def test_a_frontier_that_two_experiments_share_or_that_none_names(tmp_path: Path
     # Two tables of other columns are described together.
     assert {"q50", "q90"} <= {column for table, column, *_ in describe(store) if table == "latents"}
     for name in ("first", "second"):
-        store.forget_experiment(name)
+        store.records.forget(name)
     rows = candidates(store, [])
     assert rows["sae"].to_list() == [frontier.manifest.inputs["sae 0"][:16]]
     picked = best(rows, "fvu", None, None)

@@ -56,14 +56,14 @@ def trained(small_store: Store) -> Artifact:
 def full_store(small_store: Store, tmp_path: Path) -> Store:
     """A copy of the small store that remembers no run."""
     store = Store(shutil.copytree(small_store.root, tmp_path / "store"))
-    for name in store.experiments():
-        store.forget_experiment(name)
+    for name in store.records.all():
+        store.records.forget(name)
     return store
 
 
 def record(store: Store, experiment: str, key: str) -> None:
     """Notes which SAE an experiment calls `train/relu`."""
-    store.record_experiment(experiment, ExperimentRecord({"train/relu": RecordedNode("train", key)}))
+    store.records.write(experiment, ExperimentRecord({"train/relu": RecordedNode("train", key)}), newest=True)
 
 
 # export and import

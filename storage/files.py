@@ -1,0 +1,93 @@
+"""`FileRecord`: size and digest of a file, with which every file is checked before it is used."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from patchsae.storage.errors import UserError
+from patchsae.storage.keys import digest_bytes, digest_file
+
+# The files that this process has found sound: path, size, time of change, inode, digest.
+_Sound = tuple[str, int, int, int, str]
+_sound: set[_Sound] = set()
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file of an artifact: path relative to its folder, size in bytes, sha256."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, root: Path, path: Path) -> FileRecord:
+        """The record of a file as it is on the disk now."""
+        return cls(path.relative_to(root).as_posix(), path.stat().st_size, digest_file(path))
+
+    @classmethod
+    def of_bytes(cls, path: str, data: builtins.bytes) -> FileRecord:
+        """The record of a file that holds `data`."""
+        return cls(path, len(data), digest_bytes(data))
+
+    def is_inside(self) -> bool:
+        """Whether the path leads to a place inside the artifact's folder."""
+        path = PurePosixPath(self.path)
+        return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+    def has_right_size(self, root: Path) -> bool:
+        """Whether there is a file of this size. It is not read."""
+        found = _regular(root / self.path)
+        return found is not None and found.st_size == self.bytes
+
+    def is_sound(self, root: Path) -> bool:
+        """Whether the file has this size and this digest. It is read, each time."""
+        try:
+            return self.has_right_size(root) and digest_file(root / self.path) == self.sha256
+        except OSError:
+            return False
+
+    def read(self, root: Path) -> builtins.bytes:
+        """The content of the file. Raises UserError if it is not what was written."""
+        try:
+            data = (root / self.path).read_bytes()
+        except OSError as error:
+            raise UserError(f"{root / self.path}: cannot be read ({error.strerror}); {REMEDY}") from None
+        if digest_bytes(data) != self.sha256:
+            raise UserError(f"{root / self.path}: is not what was written (digest or size differ); {REMEDY}")
+        return data
+
+    def check(self, root: Path) -> None:
+        """Raises UserError if the file is not what was written.
+
+        A process reads a file for this only once, as long as its size, its time of change and its inode stay.
+        """
+        path = root / self.path
+        found = _regular(path)
+        if found is not None:
+            seen = (str(path), found.st_size, found.st_mtime_ns, found.st_ino, self.sha256)
+            if seen in _sound:
+                return
+            if self.is_sound(root):
+                _sound.add(seen)
+                return
+        raise UserError(f"{path}: is not what was written (digest or size differ); {REMEDY}")
+
+
+REMEDY = (
+    "`patchsae verify --discard` drops what is damaged and what was made from it, and the next run computes "
+    "that again."
+)
+
+
+def _regular(path: Path) -> os.stat_result | None:
+    """What the system knows of a file; None if there is none, or something else in its place."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found if stat.S_ISREG(found.st_mode) else None
