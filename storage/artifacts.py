@@ -103,13 +103,20 @@ class Artifact:
         Raises UserError if it has no such table, or if the table is not what was written. That is found by
         reading the files, once per process.
         """
+        return pl.scan_parquet(self._checked_files(name))
+
+    def columns(self, name: str) -> list[tuple[str, str, str]]:
+        """(name, type, sentence) of every column of one of its tables. Raises UserError as `scan` does."""
+        return tables.columns(self._checked_files(name)[0])
+
+    def _checked_files(self, name: str) -> list[Path]:
         records = self._table_records(name)
         if not records:
             raise UserError(f"{self.path}: has no table `{name}`.")
         with self._noticing_a_rebuild():
             for record in records:
                 record.check(self.path)
-        return pl.scan_parquet(self.table_files(name))
+        return self.table_files(name)
 
     def fault(self) -> str | None:
         """Why a committed artifact cannot be used (bad manifest, missing or truncated file), or None."""

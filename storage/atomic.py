@@ -30,21 +30,24 @@ def sync_file(path: Path) -> None:
 def write_atomic(path: Path, *data: bytes | memoryview) -> None:
     """Writes the buffers `data`, joined in their order, to `path`: all of them, or the file stays as it was.
 
-    It writes a temporary file, forces it to the disk, renames it, and forces the folder to the disk. Raises
-    UserError if `path` is a folder.
+    It writes a temporary file, forces it to the disk, renames it, and forces the folder to the disk. A folder
+    of this name is deleted first. Raises UserError if something above it is no folder.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{path.parent}: is no folder; delete what is there and run again.") from None
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:
         with temporary.open("wb") as file:
             file.writelines(data)
             file.flush()
             os.fsync(file.fileno())
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
         temporary.replace(path)
-    except BaseException as error:
+    except BaseException:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, IsADirectoryError):
-            raise UserError(f"{path}: is a folder where a file belongs; delete it and run again.") from None
         raise
     sync_file(path.parent)
 
@@ -104,6 +107,8 @@ def write_folder(folder: Path, files: Mapping[str, bytes], replace: bool = False
     try:
         with explaining_full_disk(folder):
             for name, content in files.items():
+                if (target / name).is_dir():
+                    raise UserError(f"{target / name}: is a folder where a file belongs; delete it.")
                 write_atomic(target / name, content)
             if target is new:
                 new.rename(folder)

@@ -1,5 +1,9 @@
-"""`UserError`, which every module raises for a fault that the user can mend."""
+"""`UserError`, which every module raises for a fault that the user can mend, and `StoreWarning`."""
 
 
 class UserError(Exception):
     """A sentence that names the field or file, its value and the remedy; printed without a traceback."""
+
+
+class StoreWarning(UserWarning):
+    """A sentence about something in a store that cannot be used, while the rest of the store can."""

@@ -82,6 +82,11 @@ class Ledger:
         """The files of entries that are not what was written."""
         return [self._entry(part) for part in self.parts() if self._read(part) is None]
 
+    def remove_damaged(self) -> None:
+        """Deletes the entries that are not what was written, so that their parts are done again."""
+        for path in self.damaged():
+            remove(path)
+
     def is_done(self, part: int) -> bool:
         entry = self._read(part)
         if entry is None:

@@ -155,6 +155,7 @@ class Store:
             artifact.path.mkdir(parents=True, exist_ok=True)
             self.drop(artifact, on_wait)
         remove_temporaries(artifact.path)
+        artifact.ledger.remove_damaged()
         return Builder(artifact)
 
     def rebuild_of(self, artifact: Artifact) -> Artifact:
@@ -163,13 +164,14 @@ class Store:
         return Artifact(artifact.stage, artifact.key, path)
 
     def _refuse_links(self, artifact: Artifact) -> None:
-        for folder, names, files in os.walk(artifact.path):
-            for path in (Path(folder), *(Path(folder, name) for name in (*names, *files))):
-                if path.is_symlink():
-                    raise UserError(
-                        f"{path}: is a link, and nothing is written through links inside a store; put the folder "
-                        "itself there, or make a link of the whole store."
-                    )
+        """Raises UserError if the artifact's folder, or one inside it, is a link. Files are replaced, links too."""
+        folders = [Path(folder, name) for folder, names, _ in os.walk(artifact.path) for name in names]
+        for path in (artifact.path, *folders):
+            if path.is_symlink():
+                raise UserError(
+                    f"{path}: is a link, and nothing is written through links inside a store; put the folder "
+                    "itself there, or make a link of the whole store."
+                )
 
     def commit(
         self,

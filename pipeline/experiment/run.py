@@ -57,7 +57,8 @@ def _groups(work: Work, runtime: Runtime) -> Iterator[Group]:
             if a in work.wanted and a not in planned and other.node.inputs == before.node.inputs
         ]
         group = [item, *companions(item, later)[: runtime.members - 1]]
-        remember(work, planned)
+        # With all its members, which are built now although their turn comes later.
+        remember(work, {**planned, **{member.node.address: member for member in group}})
         yield Group(group, _building(work, group, dict(planned), runtime))
         built |= {member.key for member in group}
         planned[address] = work.planner.node(before.node, planned)

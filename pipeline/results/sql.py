@@ -11,7 +11,6 @@ import polars as pl
 from patchsae.pipeline.core.text import nearest
 from patchsae.pipeline.results.status import status_rows
 from patchsae.pipeline.results.tables import KEY_COLUMNS, NAME_COLUMNS, Catalog
-from patchsae.storage import tables
 from patchsae.storage.errors import UserError
 from patchsae.storage.store import Store
 
@@ -71,9 +70,7 @@ def describe(store: Store) -> list[list[str]]:
     rows = [[ARTIFACTS, name, str(kind), text] for name, (kind, text) in ARTIFACT_COLUMNS.items()]
     for name, artifacts in sorted(catalog.artifacts.items()):
         described = {
-            column: (kind, text)
-            for artifact in artifacts
-            for column, kind, text in tables.columns(artifact.table_files(name)[0])
+            column: (kind, text) for artifact in artifacts for column, kind, text in artifact.columns(name)
         }
         for column in catalog.scan(name).collect_schema().names():
             added = {**NAME_COLUMNS, **KEY_COLUMNS}

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ from patchsae.pipeline.core.text import nearest
 from patchsae.pipeline.results.find import SAE_STAGES
 from patchsae.storage import tables
 from patchsae.storage.artifacts import Artifact
-from patchsae.storage.errors import UserError
+from patchsae.storage.errors import StoreWarning, UserError
 from patchsae.storage.records import NAMES, ExperimentRecord, RecordedNode
 from patchsae.storage.store import Store
 
@@ -39,7 +40,11 @@ _NAME_TYPE = pl.Categorical
 
 @dataclass
 class Catalog:
-    """The tables of a store, or of one of its experiments. Manifests and records are read once."""
+    """The tables of a store, or of one of its experiments. Manifests and records are read once.
+
+    Gives a StoreWarning for every damaged artifact, whose tables are left out, and for every record that cannot
+    be read.
+    """
 
     store: Store
     experiment: str | None = None
@@ -60,8 +65,14 @@ class Catalog:
             for node in record.nodes.values():
                 self._known.setdefault(node.key, []).append((record, node))
         self.artifacts = {}
-        for artifact in self.store.committed():
+        for _, sentence in self.store.records.faults():
+            warnings.warn(sentence, StoreWarning, stacklevel=2)
+        for artifact, state in self.store.artifacts():
             if self.experiment is not None and artifact.key not in self._known:
+                continue
+            if state == "damaged":
+                warnings.warn(f"{artifact.fault()} (its tables are left out)", StoreWarning, stacklevel=2)
+            if state != "committed":
                 continue
             found = {tables.table_of(output.path) for output in artifact.manifest.outputs} - {None}
             for name in sorted(str(name) for name in found):
