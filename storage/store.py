@@ -7,7 +7,7 @@ Layout of a store:
     locks/                                   lock files, two per artifact: for its builder and its readers
     experiments/<name>.json                  the record of an experiment: its configs and its artifacts
 
-A committed artifact does not change. Who builds it holds the lock `.build`, alone. Who reads it during a stage
+A committed artifact does not change. Who builds it holds the lock `.lock`, alone. Who reads it during a stage
 holds the lock `.read`, with other readers. Who puts a new one in its place, or deletes it, holds `.read` alone,
 and so waits for the readers.
 """
@@ -34,14 +34,14 @@ from patchsae.storage.atomic import (
 )
 from patchsae.storage.errors import UserError
 from patchsae.storage.keys import parse_json
-from patchsae.storage.locks import Busy, lock, refuse
+from patchsae.storage.locks import Busy, allow_open_files, lock, refuse
 from patchsae.storage.manifest import FILE as MANIFEST
 from patchsae.storage.manifest import KEY_DIGITS, Manifest, Summary
 from patchsae.storage.records import Records
 
 _LOCKS, _EXPERIMENTS = "locks", "experiments"
 _NO_STAGES = (_LOCKS, _EXPERIMENTS)
-_KINDS = ("build", "read")
+_BUILD, _READ = "lock", "read"
 State = Literal["committed", "partial", "damaged"]
 OnWait = Callable[[], None]
 
@@ -119,23 +119,24 @@ class Store:
     @contextlib.contextmanager
     def building(self, artifact: Artifact, on_wait: OnWait | None = None) -> Iterator[None]:
         """Holds the lock of who builds an artifact. If another process builds it, calls `on_wait` and waits."""
-        with explaining_full_disk(self.root), lock(self._lock(artifact, "build"), on_wait):
+        with explaining_full_disk(self.root), lock(self._lock(artifact, _BUILD), on_wait):
             yield
 
     @contextlib.contextmanager
     def reading(self, artifacts: Iterable[Artifact]) -> Iterator[None]:
         """Keeps artifacts as they are: nobody deletes them or puts others in their place meanwhile."""
         distinct = {(artifact.stage, artifact.key): artifact for artifact in artifacts}
+        allow_open_files(len(distinct))
         with contextlib.ExitStack() as held:
             # Every process takes locks in this order, so that no two processes wait for each other.
             for _, artifact in sorted(distinct.items()):
-                held.enter_context(lock(self._lock(artifact, "read"), shared=True))
+                held.enter_context(lock(self._lock(artifact, _READ), shared=True))
             yield
 
     @contextlib.contextmanager
     def changing(self, artifact: Artifact, on_wait: OnWait | None = None) -> Iterator[None]:
         """Holds an artifact that nobody reads. If a process reads it, calls `on_wait` and waits."""
-        with lock(self._lock(artifact, "read"), on_wait):
+        with lock(self._lock(artifact, _READ), on_wait):
             yield
 
     def begin(self, artifact: Artifact, again: bool = False, on_wait: OnWait | None = None) -> Builder:
@@ -335,7 +336,7 @@ class Store:
 
         The caller must hold the records.
         """
-        needed = {self._lock(artifact, kind).name for artifact, _ in self.artifacts() for kind in _KINDS}
+        needed = {self._lock(artifact, kind).name for artifact, _ in self.artifacts() for kind in (_BUILD, _READ)}
         for path in (self.root / _LOCKS).glob("*"):
             if path.name not in needed and path.name != Records.LOCK:
                 with contextlib.suppress(Busy), lock(path, refuse):

@@ -39,7 +39,7 @@ class _Commands(TyperGroup):
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             typer.echo(
-                "patchsae: interrupted; what was finished is kept, the same command (without --rerun) goes on.",
+                "patchsae: interrupted; what was finished is kept, the same command goes on.",
                 err=True,
             )
             raise typer.Exit(130) from None

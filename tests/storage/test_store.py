@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import resource
 import time
 from pathlib import Path
 
@@ -150,6 +151,17 @@ def test_a_lock_that_was_deleted_keeps_nobody_together(tmp_path: Path) -> None:
         with pytest.raises(Busy), lock(path, refuse):
             pass
     process.join()
+
+
+def test_hundreds_of_inputs_are_held_at_once(store: Store) -> None:
+    """A frontier compares hundreds of SAEs, and many systems let a process open 256 or 1,024 files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with store.reading(store.at("make", f"{i:064x}") for i in range(0, 700 << 192, 1 << 192)):
+            assert len(list((store.root / "locks").iterdir())) == 700
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize("linked", ["artifact", "folder"])
