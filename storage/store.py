@@ -336,7 +336,9 @@ class Store:
 
         The caller must hold the records.
         """
-        needed = {self._lock(artifact, kind).name for artifact, _ in self.artifacts() for kind in (_BUILD, _READ)}
+        needed = {
+            self._lock(artifact, kind).name for artifact, _ in self.artifacts() for kind in (_BUILD, _READ)
+        }
         for path in (self.root / _LOCKS).glob("*"):
             if path.name not in needed and path.name != Records.LOCK:
                 with contextlib.suppress(Busy), lock(path, refuse):

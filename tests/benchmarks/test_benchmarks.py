@@ -17,6 +17,7 @@ SMALL = ["--model", "shapes_clip", "--latents", "256", "--train-images", "10"]
 @pytest.mark.parametrize(
     ("name", "options"),
     [
+        ("checks", ["--latents", "256", "--rows", "1000"]),
         ("masking", [*SMALL, "--images", "2"]),
         ("memory", [*SMALL, "--test-images", "2", "--classes", "10"]),
         ("stream", ["--images", "64", "--width", "32", "--batch-size", "256", "--repeats", "1"]),
