@@ -15,6 +15,7 @@ and so waits for the readers.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -201,7 +202,7 @@ class Store:
             config=dict(config),
             inputs=dict(inputs),
             outputs=sorted(outputs.values(), key=lambda file: file.path),
-            summary=summary,
+            summary={name: _defined(value) for name, value in summary.items()},
             provenance=dict(provenance),
         ).sealed()
         write_atomic(builder.path / MANIFEST, manifest.model_dump_json(indent=1).encode())
@@ -344,6 +345,11 @@ class Store:
                 with contextlib.suppress(Busy), lock(path, refuse):
                     path.unlink(missing_ok=True)
         remove_temporaries(self.root / _EXPERIMENTS)
+
+
+def _defined(value: float | int | str | None) -> float | int | str | None:
+    """None in place of NaN or infinity, such as a share of nothing: JSON has no numbers for them."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _age(path: Path) -> float:

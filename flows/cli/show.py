@@ -12,6 +12,7 @@ import polars as pl
 
 from patchsae.flows.cli.text import table
 from patchsae.pipeline.core.text import number, size
+from patchsae.pipeline.experiment.plan import Planned
 from patchsae.pipeline.experiment.request import Work, display_state
 from patchsae.pipeline.experiment.upkeep import Dropped
 from patchsae.pipeline.results.pick import By
@@ -27,13 +28,22 @@ def plan_rows(work: Work) -> list[dict[str, Any]]:
             "stage": item.node.stage.name,
             "key": item.key,
             "state": "to run" if address in work.again else display_state(item),
-            "why": "asked to run again" if address in work.again else item.why,
+            "why": _why_again(work, item) if address in work.again else item.why,
             "bytes": item.n_bytes if item.state == "cached" else item.n_bytes_left,
             "path": str(work.store.at(item.node.stage.name, item.key).path) if item.key else None,
         }
         for address, item in work.planned.items()
         if address in work.wanted
     ]
+
+
+def _why_again(work: Work, item: Planned) -> str:
+    why = "asked to run again"
+    if item.key is not None:
+        artifact = work.store.at(item.node.stage.name, item.key)
+        if artifact.is_committed and work.store.rebuild_of(artifact).path.exists():
+            return f"{why}; goes on where it was interrupted"
+    return why
 
 
 def plan_text(work: Work) -> str:

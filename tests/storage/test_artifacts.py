@@ -48,6 +48,13 @@ def test_a_committed_artifact_is_found_and_checked(tmp_path: Path) -> None:
     assert store.at("make", KEY).damaged_files() == []
 
 
+def test_a_number_that_is_not_defined_is_null_in_the_summary(store: Store) -> None:
+    builder = store.begin(store.at("make", KEY))
+    summary = {"share": float("nan"), "n": 3, "largest": float("inf"), "name": "nan"}
+    artifact = store.commit(builder, 1, CONFIG, {}, summary, {})
+    assert artifact.manifest.summary == {"share": None, "n": 3, "largest": None, "name": "nan"}
+
+
 @pytest.mark.parametrize("field", ["summary", "config", "key"])
 def test_a_manifest_edited_by_hand_is_refused(tmp_path: Path, field: str) -> None:
     store = Store(tmp_path)
