@@ -76,14 +76,13 @@ def execute(
         for work in missing:
             _check_inputs(work)
         started = time.time()
-        builders = [
-            store.begin(
+        builders = []
+        for work in missing:
+            artifact, waiting = (
                 store.at(stage.name, work.key),
-                again=work.key in usable,
-                on_wait=_saying(work, "is being read by another process"),
+                _saying(work, "is being read by another process"),
             )
-            for work in missing
-        ]
+            builders.append(store.begin(artifact, work.again and artifact.is_committed, waiting))
         with explaining_full_disk(store.root):
             summaries = _build(missing, builders, runtime) if missing else []
             failures = []

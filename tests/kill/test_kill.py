@@ -1,6 +1,6 @@
 """SIGKILL before some durable writes of a stage, then the same again: the result is that of an uninterrupted run.
 
-`test_every_write.py` does it before every write of a smaller experiment."""
+`tests/faults` does it before every write of a smaller experiment."""
 
 from __future__ import annotations
 

@@ -245,3 +245,12 @@ def test_a_plan_reads_no_manifest_it_does_not_need(
     work = work_on(done, experiment)
     assert not work.to_do()
     assert {key for _, key in read} == {item.key for item in work.planned.values()}
+
+
+def test_a_rerun_of_a_damaged_artifact_builds_all_of_it(done: Store, experiment: Experiment) -> None:
+    artifact = done.committed("statistics")[0]
+    (artifact.path / "tables" / "latents.parquet").write_bytes(b"")
+    run(work_on(done, experiment, rerun=["statistics"]), Runtime())
+    again = done.committed("statistics")[0].manifest
+    assert again.outputs == artifact.manifest.outputs
+    assert again.provenance["started"] != artifact.manifest.provenance["started"]
