@@ -4,7 +4,8 @@
 mean squared distance of the first batch's tokens from their mean. f and L0 jump at theta, so their
 derivatives by theta are the straight-through estimates of the paper: with u = (h - theta) / w, and K(u) = 1
 for |u| < 1/2 and 0 elsewhere, `d f / d theta = -(theta / w) K(u)` and `d L0 / d theta = -(1 / w) K(u)`. Both
-are 0 where h <= 0.
+are 0 where h <= 0, which cuts off a part of the window of a threshold below w / 2. None starts there by
+default.
 
 The paper learns log theta. Here the parameter is theta itself, held at 0 or above: Adam hardly moves a small
 threshold through its logarithm, and a small threshold at the start, with many latents on, gave a lower FVU
@@ -39,8 +40,11 @@ class JumpReluConfig(AuxKConfig):
     """The penalty of an L0 equal to the number of channels, in units of the activations' variance."""
     l0_warmup_steps: int = Field(0, ge=0)
     """Number of steps over which `l0_coefficient` rises linearly to its value."""
-    threshold_init: float = Field(0.01, gt=0)
-    """Initial threshold, in units of the mean norm of a token less `b_dec`, divided by sqrt(d)."""
+    threshold_init: float = Field(0.05, gt=0)
+    """Initial threshold, in units of the mean norm of a token less `b_dec`, divided by sqrt(d). The default
+    equals `bandwidth`, as in the paper (0.001 each for tokens of norm 1 and 3,584 channels: 0.06 in these
+    units). With less than half of `bandwidth`, a part of each window starts below 0, where nothing has a
+    gradient."""
     bandwidth: float = Field(0.05, gt=0)
     """Width w of the window about a threshold in which it gets a gradient, in the same units."""
 

@@ -167,6 +167,18 @@ def test_jumprelu(max_density: float, n_dead: int, bandwidth: float) -> None:
     _check(objective, loss, n_dead)
 
 
+@pytest.mark.parametrize(("settings", "is_whole"), [({}, True), ({"threshold_init": 0.01}, False)])
+def test_the_window_of_a_threshold_starts_whole_by_default(
+    settings: dict[str, float], is_whole: bool
+) -> None:
+    """Of a threshold below half the bandwidth, a part of the window is below 0, where nothing has a gradient."""
+    objective = _config(JumpReluConfig, **settings).objective(_sample(), 5)
+    h = _h(objective.parameters, _sample(1))
+    near = (h - objective.threshold * objective.unit).abs() < objective.bandwidth / 2
+    assert near.sum() > 50
+    assert bool((h[near] > 0).all()) == is_whole
+
+
 @pytest.mark.parametrize("max_density", [DENSE, SPARSE])
 @pytest.mark.parametrize("n_dead", [0, 9])
 def test_gated(max_density: float, n_dead: int) -> None:
