@@ -1,8 +1,16 @@
-"""AuxK, the loss by which dead latents learn again (Gao et al. 2024, arXiv 2406.04093, appendix A.2).
+"""AuxK: dead latents learn to reconstruct the residual, and so come back to life.
 
 All objectives but `relu_l1` add it. The k largest dead latents of each token make a reconstruction e_hat of
 the residual e = x - x_hat. The loss is `c * min(1, n_dead / k) * mean_n |e - e_hat|^2 / V`, with e constant
 and V as in the reconstruction loss.
+
+The idea, an e_hat without b_dec, and a k of about half the channels are those of Gao et al. 2024 (arXiv
+2406.04093, appendices A.2 and B.1), for TopK. The weight is not: they have c = 1/32 and no factor
+`min(1, n_dead / k)`, and their published code divides by the variance of e where this divides by V. The
+variance of e is about FVU * V, so with k or more dead latents this loss is 32 * FVU times theirs: 1.6 times
+at FVU 0.05. The factor and the division by V are those of EleutherAI's sparsify (V of each batch there). The
+factor and c = 1 beside the reconstruction loss are those of SAELens. The papers of JumpReLU and Gated SAEs do
+without AuxK.
 
 Shapes: n tokens, d channels, S latents, D dead latents.
 """
@@ -22,7 +30,8 @@ class AuxKConfig(TrainedSaeConfig):
     """Base of the configs of objectives with AuxK."""
 
     auxk_coefficient: float = Field(1.0, ge=0)
-    """Weight of AuxK, by which dead latents learn to reconstruct the residual; 0 leaves them dead."""
+    """Weight of AuxK, by which dead latents learn to reconstruct the residual; 0 leaves them dead. 1 is
+    SAELens' weight. Gao et al.'s 1/32, in units of the residual's variance, is 0.6 here at an FVU of 0.05."""
     auxk: int | None = Field(None, ge=1)
     """Number of dead latents of each token that take part in AuxK; half the channels if not given."""
 

@@ -115,6 +115,28 @@ def test_selected(config: Any, prefixes: list[int], per_batch: bool, n_dead: int
     _check(objective, _selected(total_variance(_sample()), prefixes, per_batch), n_dead)
 
 
+@pytest.mark.parametrize(("n_dead", "share"), [(4, 1.0), (9, 1.0), (3, 0.75)])
+def test_auxk_is_32_fvu_times_that_of_its_paper(n_dead: int, share: float) -> None:
+    """The weight that `pipeline.training.auxk` tells, against Gao et al.'s published loss."""
+    objective = _config(TopKConfig, k=K, auxk_coefficient=1.0).objective(_sample(), 5)
+    _stir(objective)
+    x, variance = _sample(1), total_variance(_sample())
+    objective.gradients(x, torch.zeros(N, dtype=torch.int64))
+    model = objective.autoencoder
+    model.steps_since_fired[:n_dead] = 1000
+    # A residual whose mean over the batch is 0, so that its variance is FVU * V exactly.
+    residual = 0.3 * (_sample(2) - _sample(2).mean(dim=0))
+    fvu = residual.square().sum(1).mean().item() / variance
+    mine = objective.auxk.add(model, x - model.b_dec, residual, N * variance, torch.float32)
+
+    dead = torch.arange(S) < n_dead
+    h = ((x - model.b_dec) @ model.encoder[dead].T + model.b_enc[dead]).relu()
+    kept = h * torch.zeros_like(h).scatter(1, h.topk(min(4, n_dead), dim=1).indices, 1.0)
+    squares = (kept @ model.W_dec[dead] - residual).square().mean()
+    theirs = squares / (residual - residual.mean(dim=0)).square().mean() / 32
+    assert mine == pytest.approx(share * 32 * fvu * theirs.item(), rel=1e-4)
+
+
 class _Step(torch.autograd.Function):
     """H(h - theta) with a straight-through derivative by theta."""
 
