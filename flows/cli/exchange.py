@@ -86,10 +86,13 @@ def visaebench(
     """
     from patchsae.flows.cli.sae_files import score
     from patchsae.flows.cli.text import table
-    from patchsae.pipeline.evaluations.visaebench import DEFAULT_METRICS
+    from patchsae.pipeline.evaluations.visaebench import DEFAULT_METRICS, FVU_NOTE
     from patchsae.storage.store import Store
 
     rows = score(Store(store), sae, split, metric or DEFAULT_METRICS, device)
     header = ("metric", "dimension", "value", "better")
     shown = [[str(row[name]) if name != "value" else f"{row[name]:.4f}" for name in header] for row in rows]
     typer.echo(json.dumps(rows, indent=1) if as_json else table(header, shown, right=("value",)))
+    if any(row["metric"] == "fvu" for row in rows):
+        # Beside JSON it goes where no program reads.
+        typer.echo(FVU_NOTE, err=as_json)

@@ -24,6 +24,12 @@ from patchsae.storage.errors import UserError
 METRICS = ("localization", "fvu", "downstream_preservation", "sparse_probing", "absorption")
 """The metrics that need only activations and labels. `absorption` is defined on ImageNet's classes only."""
 DEFAULT_METRICS = METRICS[:4]
+FVU_NOTE = (
+    "fvu is ViSAEBench's: from the mean squared error it takes off the square of the mean error summed over "
+    "channels, so it can be lower than the FVU of `reconstruction`, even below 0, where reconstructions are "
+    "shifted."
+)
+"""To be shown wherever its `fvu` is. Ours takes nothing off (`pipeline.saes.quality`)."""
 _IMAGES_PER_FILE = 5000
 _IMAGENET_CLASSES = 1000
 

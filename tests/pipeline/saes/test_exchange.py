@@ -264,6 +264,44 @@ def test_visaebench_refuses_what_it_cannot_do(
     assert "ViSAEBench is not installed" in sentence(patchsae("visaebench", trained.key, *store))
 
 
+@pytest.mark.parametrize("metric", ["fvu", "localization"])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_whose_fvu_it_is_is_said_beside_it(
+    metric: str, as_json: bool, small_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"metric": metric, "dimension": "reconstruction", "value": 0.25, "better": "lower"}
+    monkeypatch.setattr("patchsae.flows.cli.sae_files.score", lambda *_: [row])
+    result = patchsae("visaebench", "relu", "--store", small_store.root, *(["--json"] if as_json else []))
+    assert result.exit_code == 0, result.output
+    assert "0.25" in result.stdout
+    assert (visaebench.FVU_NOTE in (result.stderr if as_json else result.stdout)) == (metric == "fvu")
+    if as_json:
+        assert json.loads(result.stdout) == [row]
+
+
+def test_their_fvu_of_a_shifted_reconstruction() -> None:
+    """What `FVU_NOTE` says of it."""
+    fvu = pytest.importorskip(
+        "visaebench.metrics.reconstruction.fvu", reason="run with `--group interchange`"
+    )
+
+    class Shifted:
+        def encode(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+        def decode(self, z: torch.Tensor) -> torch.Tensor:
+            return z + 0.5
+
+    x = torch.randn(64, WIDTH, generator=torch.Generator().manual_seed(0))
+    x -= x.mean(dim=0)
+    n = len(x)
+    squares, mean_error = WIDTH * 0.5**2, WIDTH * 0.5
+    expected = (squares - mean_error**2) / (x.square().sum().item() / n)
+    found = fvu.FVU().compute(Shifted(), x, device="cpu").value
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert found < 0
+
+
 def test_visaebench_scores_our_sae(small_store: Store, trained: Artifact) -> None:
     pytest.importorskip("visaebench", reason="run this with `uv run --group interchange`")
     result = patchsae(
@@ -281,7 +319,7 @@ def test_visaebench_scores_our_sae(small_store: Store, trained: Artifact) -> Non
     rows = {row["metric"]: row for row in json.loads(result.stdout[result.stdout.index("[\n") :])}
     assert list(rows) == ["fvu", "sparse_probing"] and rows["fvu"]["better"] == "lower"
     assert 0 <= rows["sparse_probing"]["value"] <= 1
-    # Its FVU against ours: 1 - residual variance over the variance about the mean of each channel.
+    # Its FVU: less the square of the mean error summed over channels (`FVU_NOTE`).
     images = small_store.committed("index")[0]
     rows_of_split = split_range(images, "test")
     assert len(labels_of(images)) >= len(rows_of_split)
