@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 
+from patchsae.pipeline.core.interrupts import deferred_signals
 from patchsae.pipeline.core.stage import Inputs, Runtime
 from patchsae.pipeline.training.job import Job
 from patchsae.pipeline.training.objective import TrainedSaeConfig
@@ -58,7 +59,15 @@ def launch(
         ),
     ]
     with lock(job.held):
-        code = subprocess.run(command, check=False, env={**os.environ, "PYTHONSAFEPATH": "1"}).returncode
+        # In a session of its own, torchrun does not get a terminal's Ctrl-C beside the SIGTERM from here.
+        process = subprocess.Popen(command, env={**os.environ, "PYTHONSAFEPATH": "1"}, start_new_session=True)
+        try:
+            # On SIGTERM, torchrun sends SIGTERM to its ranks, which end after their step with a checkpoint.
+            # It kills those that have not ended after 30 s.
+            with deferred_signals(process.terminate):
+                code = process.wait()
+        finally:
+            process.kill()
     failures: dict[str, str] = {}
     if (scratch / FAILURES).exists():
         failures = json.loads((scratch / FAILURES).read_text())

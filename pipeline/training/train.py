@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from patchsae.pipeline.activations.stream import Batch, Stream
+from patchsae.pipeline.core.interrupts import deferred_signals
 from patchsae.pipeline.core.prefetch import prefetch
 from patchsae.pipeline.core.stage import Inputs, Runtime, Stage, Upstream
 from patchsae.pipeline.images.tables import split_range
@@ -105,6 +106,9 @@ def train(members: Sequence[Member], stream: Stream, runtime: Runtime, ranks: Ra
     """Takes the remaining steps of all members, each from its own step on.
 
     All ranks decide alike. Only rank 0 writes, and nothing that another rank does depends on what it writes.
+
+    SIGINT, SIGTERM and SIGHUP end it after the present step, with a checkpoint of every SAE: in the middle of
+    a step, some weights are updated and others are not. Once it has ended, the signal has its usual effect.
     """
     left = [member for member in members if member.wants_steps()]
     if not left:
@@ -114,6 +118,7 @@ def train(members: Sequence[Member], stream: Stream, runtime: Runtime, ranks: Ra
     last = max(member.config.n_steps for member in left)
     batches = prefetch(_on_device(stream, first + 1, last + 1, runtime.device, ranks))
     with contextlib.ExitStack() as opened:
+        deferred = opened.enter_context(deferred_signals())
         for member in left if ranks.rank == 0 else ():
             writers = open_writers(
                 runtime.log,
@@ -134,8 +139,10 @@ def train(members: Sequence[Member], stream: Stream, runtime: Runtime, ranks: Ra
                     member.fail()
                 if member.failure is not None:
                     _check_finite(x, stream.activations.artifact)
+            # A signal may reach some ranks only, or each at another step: all end after the same one.
+            ends = ranks.any_(torch.tensor([deferred.signal is not None], device=runtime.device)).item()
             now = time.monotonic()
-            due = now - saved >= runtime.checkpoint_seconds
+            due = ends or now - saved >= runtime.checkpoint_seconds
             for member in at_work:
                 if ranks.rank == 0 and (due or member.step == member.config.n_steps) and member.is_finite():
                     member.save()
@@ -144,7 +151,7 @@ def train(members: Sequence[Member], stream: Stream, runtime: Runtime, ranks: Ra
             saved = time.monotonic() if due else saved
             shown = now if due or now - shown >= _SECONDS_BETWEEN_TABLES else shown
             bar.advance(note=_note(at_work))
-            if not any(member.wants_steps() for member in left):
+            if ends or not any(member.wants_steps() for member in left):
                 break
 
 
