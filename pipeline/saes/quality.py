@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchsae.pipeline.core.sums import total
 from patchsae.pipeline.saes.encode import LatentEncoder
 from patchsae.pipeline.saes.sae import Sae
 from patchsae.pipeline.saes.sparse.latents import Latents
@@ -35,13 +36,14 @@ class Reconstruction:
         """Adds tokens `x` and their reconstruction `x_hat`, both [n, d]."""
         error = (x - x_hat).square_().sum(dim=1, dtype=torch.float64)
         power = x.square().sum(dim=1, dtype=torch.float64)
-        cosine = torch.cosine_similarity(x, x_hat, dim=1).sum(dtype=torch.float64)
+        cosine = torch.cosine_similarity(x, x_hat, dim=1).double()
         length = power.sqrt()
         # A token of length 0 counts 0.
         per_length = torch.where(length > 0, error / length, 0.0)
-        n = torch.full_like(cosine, len(x))
-        sums = torch.stack([n, error.sum(), power.sum(), per_length.sum(), cosine])
-        self.sums += torch.cat([sums, x.sum(dim=0, dtype=torch.float64)])
+        # As rows of one tensor: a sum over all elements would depend on the number of threads, sums of rows do
+        # not (`pipeline.core.sums`).
+        rows = torch.stack([torch.ones_like(cosine), error, power, per_length, cosine])
+        self.sums += torch.cat([rows.sum(dim=1), x.sum(dim=0, dtype=torch.float64)])
 
     @property
     def n_tokens(self) -> int:
@@ -114,7 +116,7 @@ class Quality:
         """Adds tokens `x`, their reconstruction `x_hat`, both [n, d], and their latents."""
         self.reconstruction.add(x, x_hat)
         self.n_fired += latents.per_latent((latents.value > 0).double()).long()
-        self.l1_norm += latents.value.sum(dtype=torch.float64).item()
+        self.l1_norm += total(latents.value)
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {

@@ -21,6 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from patchsae.pipeline.core.sums import total
 from patchsae.pipeline.saes.sparse.encoder import Encoder, EncoderWeights, top_latents
 from patchsae.pipeline.training.objective import TrainedSaeConfig
 from patchsae.pipeline.training.parameters import Autoencoder
@@ -67,7 +68,7 @@ class AuxK:
         latents = top_latents(Encoder(centred, EncoderWeights(encoder, model.b_enc[dead], dtype)), k)
         f = latents.value
         error = latents.decode(f, W_dec).sub_(residual)
-        loss = weight * error.square().sum(dtype=torch.float64).item()
+        loss = weight * total(error.square())
         d_error = error.mul_(2 * weight)
         d_h = latents.products(d_error, W_dec).mul_(f > 0)
         # dL/dW_dec = f^T dL/de_hat, dL/dencoder = dL/dh^T centred and dL/db_enc = sum_t dL/dh[t].

@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from patchsae.pipeline.core.sums import total
 from patchsae.pipeline.saes.sae import Sae
 from patchsae.pipeline.saes.sparse.encoder import Encoder, EncoderWeights, top_latents
 from patchsae.pipeline.saes.sparse.latents import SparseLatents
@@ -126,7 +127,7 @@ class Selected:
         if G > 1:
             error.cumsum_(dim=1)
         error -= centred.unsqueeze(1)
-        reconstruction = error.square().sum(dtype=torch.float64).item() / (n * G * self.variance)
+        reconstruction = total(error.square()) / (n * G * self.variance)
         x_hat = x + error[:, -1]
         residual = -error[:, -1]
         # L = sum |x_hat_g - x|^2 / (n G V), so dL/dx_hat_g = 2 (x_hat_g - x) / (n G V).
@@ -148,7 +149,7 @@ class Selected:
             reconstruction=reconstruction,
             penalty=0.0,
             auxiliary=auxiliary,
-            l1_norm=f.sum(dtype=torch.float64).item() / n,
+            l1_norm=total(f) / n,
             l0=torch.count_nonzero(f).item() / n,
         )
 

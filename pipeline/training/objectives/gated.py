@@ -19,6 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from patchsae.pipeline.core.sums import total
 from patchsae.pipeline.saes.sae import Sae
 from patchsae.pipeline.saes.sparse.encoder import Encoder, EncoderWeights, positive_latents
 from patchsae.pipeline.training.auxk import AuxKConfig
@@ -90,7 +91,7 @@ class Gated:
             error = x_hat[rows] - x[rows]
             gate_error = latents.decode(gate, model.W_dec) - centred[rows]
             for e in (error, gate_error):
-                squares += e.square().sum(dtype=torch.float64).item()
+                squares += total(e.square())
             # L has |x_hat - x|^2 / (n V), so dL/dx_hat = 2 (x_hat - x) / (n V); dL/dx_gate is alike.
             # x_hat = f W_dec + b_dec and f = relu(m) where g > 0, so dL/dm = dL/dx_hat W_dec^T where f > 0.
             d_x_hat = error.mul_(2 / (n * self.variance))
@@ -110,8 +111,8 @@ class Gated:
             model.add("b_enc", -latents.per_latent(d_m * latents.spread(scale)))
             fired |= latents.per_latent(gate) > 0
             n_active += int(torch.count_nonzero(f))
-            l1_norm += f.sum(dtype=torch.float64).item() / n
-            gate_norm += gate.sum(dtype=torch.float64).item() / n
+            l1_norm += total(f) / n
+            gate_norm += total(gate) / n
         auxiliary = self.auxk.add(model, centred, x - x_hat, n * self.variance, self.dtype)
         model.finish(fired)
         return Gradients(

@@ -22,6 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from patchsae.pipeline.core.sums import total
 from patchsae.pipeline.saes.sae import Sae
 from patchsae.pipeline.saes.sparse.encoder import Encoder, EncoderWeights, positive_latents
 from patchsae.pipeline.training.auxk import AuxKConfig
@@ -107,7 +108,7 @@ class JumpRelu:
             f = h * (h > at_theta)
             x_hat[rows] = latents.decode(f, model.W_dec) + model.b_dec
             error = x_hat[rows] - x[rows]
-            squares += error.square().sum(dtype=torch.float64).item()
+            squares += total(error.square())
             # L has |x_hat - x|^2 / (n V), so dL/dx_hat = 2 (x_hat - x) / (n V).
             # x_hat = f W_dec + b_dec, so dL/df = dL/dx_hat W_dec^T; where f > 0, f = h and dL/dh = dL/df.
             d_x_hat = error.mul_(2 / (n * self.variance))
@@ -122,7 +123,7 @@ class JumpRelu:
             model.add_encoding(latents, d_f.mul_(f > 0), centred[rows])
             fired |= latents.per_latent(f) > 0
             n_active += int(torch.count_nonzero(f))
-            l1_norm += f.sum(dtype=torch.float64).item() / n
+            l1_norm += total(f) / n
         auxiliary = self.auxk.add(model, centred, x - x_hat, n * self.variance, self.dtype)
         model.finish(fired)
         self.n_steps += 1

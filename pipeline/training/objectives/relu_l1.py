@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from patchsae.pipeline.core.sums import total
 from patchsae.pipeline.saes.sae import Sae
 from patchsae.pipeline.saes.sparse.encoder import Encoder, EncoderWeights, positive_latents
 from patchsae.pipeline.saes.sparse.latents import tokens_per_block
@@ -81,14 +82,14 @@ class ReluL1:
             model.add_encoding(latents, d_h, centred[rows])
             fired |= latents.per_latent(f) > 0
             n_active += int(torch.count_nonzero(f))
-            l1_norm += f.sum(dtype=torch.float64).item() / n
+            l1_norm += total(f) / n
         # Squares are divided by |x|, not |x|^2, so the loss grows with |x|, as in the reference (spec 2.3).
         squares = (x_hat - x).square_() / norm
         ghost = self._ghost(x - x_hat, squares, centred)
         model.finish(fired)
         return Gradients(
             x_hat=x_hat,
-            reconstruction=(squares * importance).sum(dtype=torch.float64).item() / (n * d),
+            reconstruction=total(squares * importance) / (n * d),
             penalty=self.config.l1_coefficient * l1_norm,
             auxiliary=ghost,
             l1_norm=l1_norm,
@@ -120,7 +121,7 @@ class ReluL1:
             difference = raw * scale - residual[rows]
             q = difference.square() / norm
             balance = squares[rows] / (q + 1e-6)
-            loss += (q * balance).sum(dtype=torch.float64).item() / size
+            loss += total(q * balance) / size
             # dL/dg = 2 (s g - r) balance s / (|r| size), and dL/dh = a (dL/dg W_dec^T), since da/dh = a.
             # dL/dW_dec = a^T dL/dg; h = (x - b_dec) encoder^T + b_enc gives the other three.
             d_raw = difference * balance * (scale / norm) * (2 / size)
