@@ -6,7 +6,8 @@ from prefect import flow
 
 from patchsae.flows.map_parts import DaskParts
 from patchsae.flows.resources import ResourcesModel, check_resources, resources_of
-from patchsae.flows.stage_task import Build, Reference, results_folder, run_stage
+from patchsae.flows.result_storage import Reference, StoreView
+from patchsae.flows.stage_task import Build, run_stage
 from patchsae.pipeline.core.progress import ConsoleReporter
 from patchsae.pipeline.core.resources import Resources
 from patchsae.pipeline.core.stage import Runtime
@@ -39,19 +40,27 @@ def run_nodes(work: Work, resources: Resources) -> dict[str, Reference]:
 
     The task of a cached node is called too, so that Prefect shows the node as `Cached`.
     """
+    built: set[str | None] = set()
     with DaskParts(resources.dask) as map_parts:
         runtime = Runtime.here(resources, reporter=ConsoleReporter(), map_parts=map_parts)
-        return {group.first.node.address: _run(work, group, runtime) for group in groups(work, runtime)}
+        return {
+            group.first.node.address: _run(work, group, runtime, built) for group in groups(work, runtime)
+        }
 
 
-def _run(work: Work, group: Group, runtime: Runtime) -> Reference:
-    """Runs the task of a group's first node, which builds all nodes of the group."""
+def _run(work: Work, group: Group, runtime: Runtime, built: set[str | None]) -> Reference:
+    """Runs the task of a group's first node, which builds all nodes of the group.
+
+    `built` holds the keys that this run has built. A node that was built together with another one is not shown
+    as `Cached`: its task runs, finds the artifact, and shows its summary.
+    """
     item = group.first
     task = run_stage.with_options(
-        task_run_name=item.node.address,
-        refresh_cache=item.has_work,
-        result_storage=results_folder(work.store),
+        task_run_name=item.node.address, refresh_cache=item.has_work or item.key in built
     )
+    # As an option Prefect takes a storage of one's own only if its server knows it.
+    task.result_storage = StoreView(root=str(work.store.root))
+    built |= {other.key for other in group.items if other.has_work}
     return task(
         experiment=work.record,
         address=item.node.address,

@@ -1,8 +1,9 @@
 """`run_stage`: the Prefect task that builds the artifact of a node, for the flows of experiments and stages.
 
 The store decides whether an artifact is built; Prefect's cache only mirrors the store. The cache key of the
-task is the artifact's key, and its cached result is a small reference. The caller sets `refresh_cache` if the
-artifact is not committed. So Prefect shows the task as `Cached` exactly if the artifact is there.
+task is the artifact's key, and its cached result is a small reference, which `StoreView` makes from the store.
+The caller sets `refresh_cache` if the artifact is to be built. So Prefect shows the task as `Cached` exactly if
+the artifact was there.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from prefect import Task, task
 from prefect.artifacts import create_table_artifact
@@ -21,22 +21,14 @@ from prefect.concurrency.sync import concurrency
 from prefect.context import TaskRunContext
 from prefect.exceptions import ObjectNotFound
 
+from patchsae.flows.result_storage import PLAIN_JSON, Reference, record_name
 from patchsae.flows.server import has_lasting_server
 from patchsae.pipeline.core.text import number
 from patchsae.pipeline.experiment.kinds import STAGES
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.errors import UserError
-from patchsae.storage.store import Store
 
 GPU_LIMIT = "gpu"
-
-
-class Reference(TypedDict):
-    """The place of an artifact in the store; the result of a task."""
-
-    stage: str
-    key: str
-    path: str
 
 
 class Build:
@@ -59,7 +51,7 @@ class Build:
 
 def cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str:
     """The stage and the key of the artifact, as Prefect's cache key."""
-    return f"{parameters['stage']}-{parameters['key']}"
+    return record_name(parameters["stage"], parameters["key"])
 
 
 def is_environment(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
@@ -72,7 +64,7 @@ def is_environment(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -
     name="stage",
     cache_key_fn=cache_key,
     persist_result=True,
-    result_serializer="json",
+    result_serializer=PLAIN_JSON,
     retries=2,
     retry_delay_seconds=5,
     retry_condition_fn=is_environment,
@@ -87,11 +79,6 @@ def run_stage(experiment: str, address: str, stage: str, key: str, device: str, 
         description=f"`{address}` of `{experiment}`: key `{key[:16]}`, at `{artifact.path}`",
     )
     return {"stage": stage, "key": key, "path": str(artifact.path)}
-
-
-def results_folder(store: Store) -> Path:
-    """The folder of the store in which Prefect keeps the results of tasks, which are references."""
-    return store.root / "prefect" / "results"
 
 
 def slug(text: str) -> str:

@@ -10,7 +10,7 @@ from prefect import Flow, flow
 
 from patchsae.flows.experiment import run_nodes
 from patchsae.flows.resources import ResourcesModel, check_resources, resources_of
-from patchsae.flows.stage_task import Reference
+from patchsae.flows.result_storage import Reference
 from patchsae.pipeline.experiment.kinds import STAGES
 from patchsae.pipeline.experiment.request import check_can_run, open_work
 

@@ -1,7 +1,8 @@
-"""One Prefect server for every test here."""
+"""One Prefect server for every test here, and one small experiment."""
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,6 +14,11 @@ from pathlib import Path
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
+from patchsae.pipeline.core.stage import Runtime
+from patchsae.pipeline.experiment.experiment import parse
+from patchsae.pipeline.experiment.request import work_on
+from patchsae.pipeline.experiment.run import run
+from patchsae.storage.store import Store
 from tests.support.prefect_server import EXPERIMENT, Server, quiet_environment
 
 
@@ -54,3 +60,17 @@ def little(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("experiments") / "little.yaml"
     path.write_text(EXPERIMENT)
     return path
+
+
+@pytest.fixture(scope="session")
+def serial(little: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The little experiment, run in this process without Prefect or Dask. Read only."""
+    store = Store(tmp_path_factory.mktemp("serial") / "store")
+    run(work_on(store, parse(little.read_text(), "little")), Runtime())
+    return store
+
+
+@pytest.fixture
+def store(serial: Store, tmp_path: Path) -> Store:
+    """A store in which the little experiment is done, to change at will."""
+    return Store(shutil.copytree(serial.root, tmp_path / "store"))
