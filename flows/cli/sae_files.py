@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from patchsae.flows.run_folder import run_folder
 from patchsae.pipeline.evaluations import visaebench
 from patchsae.pipeline.images.tables import labels_of, split_range
 from patchsae.pipeline.results.find import find_sae, input_of
@@ -45,7 +45,7 @@ def score(
     images = input_of(store, artifact, "images", "index")
     rows = split_range(images, split)
     labels = labels_of(images)[rows.start : rows.stop]
-    with tempfile.TemporaryDirectory(prefix="patchsae-visaebench-") as scratch:
+    with run_folder() as scratch:
         return visaebench.score(
-            load_sae(artifact, device), Activations(activations), rows, labels, metrics, Path(scratch), device
+            load_sae(artifact, device), Activations(activations), rows, labels, metrics, scratch.path, device
         )
