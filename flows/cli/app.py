@@ -20,6 +20,7 @@ from patchsae.flows.cli.options import (
     StoreOption,
     with_resources,
 )
+from patchsae.flows.cli.signals import exit_status, stopped_by_signals
 from patchsae.storage.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,22 +28,23 @@ if TYPE_CHECKING:
 
 
 class _Commands(TyperGroup):
-    """Prints a UserError as one line and exits with code 2, and an interrupt with code 130."""
+    """Prints a UserError as one line and exits with code 2; an interrupt with 130, SIGTERM 143, SIGHUP 129."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with stopped_by_signals():
+                return super().invoke(ctx)
         except UserError as error:
             # The notes say what was being worked on when the error was raised.
             notes = "".join(f"\n  {note}" for note in reversed(getattr(error, "__notes__", [])))
             typer.echo(f"patchsae: {error}{notes}", err=True)
             raise typer.Exit(2) from None
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             typer.echo(
                 "patchsae: interrupted; what was finished is kept, the same command goes on.",
                 err=True,
             )
-            raise typer.Exit(130) from None
+            raise typer.Exit(exit_status(interrupt)) from None
 
 
 app = typer.Typer(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import typer
 
+from patchsae.flows.cli.signals import Stopped
 from patchsae.flows.resources import ResourcesModel, check_resources
 from patchsae.pipeline.core.resources import Resources
 from patchsae.pipeline.experiment.request import check_can_run, open_work
@@ -21,6 +23,21 @@ _QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
 }
+
+
+@contextlib.contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """Raises `Stopped` for Prefect's own exception.
+
+    Inside a flow Prefect handles SIGTERM. It sends the signal again when the flow has ended, to the handler of
+    `stopped_by_signals`; but that one drops it if another signal came before.
+    """
+    from prefect.exceptions import TerminationSignal
+
+    try:
+        yield
+    except TerminationSignal as error:
+        raise Stopped(error.signal) from None
 
 
 def launch(
@@ -49,7 +66,7 @@ def launch(
         os.environ.setdefault(name, value)
     from patchsae.flows.server import server_for_a_run
 
-    with explaining_full_disk(work.store.root), server_for_a_run():
+    with explaining_full_disk(work.store.root), server_for_a_run(), _termination_as_interrupt():
         from patchsae.flows.experiment import experiment as experiment_flow
 
         experiment_flow(

@@ -1,0 +1,52 @@
+"""SIGTERM and SIGHUP as Ctrl-C: a schedule's time limit or a closed terminal ends a command as an interrupt does."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+_STOPPING = (signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(KeyboardInterrupt):
+    """The interrupt that stands for a signal other than SIGINT."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def exit_status(interrupt: BaseException) -> int:
+    """128 and the number of the signal, as a shell reports a command that a signal ended."""
+    return 128 + (interrupt.number if isinstance(interrupt, Stopped) else signal.SIGINT)
+
+
+@contextlib.contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Inside the `with` block the first SIGTERM or SIGHUP raises `Stopped` in the main thread.
+
+    Later ones are dropped, since they come in pairs (a terminal that closes sends SIGHUP twice, a service manager
+    SIGTERM and SIGHUP) and must not interrupt the cleaning up. A signal that was ignored stays ignored, as `nohup`
+    wants it. A second Ctrl-C is not dropped.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    is_stopping = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal is_stopping
+        if not is_stopping:
+            is_stopping = True
+            raise Stopped(number)
+
+    taken = [number for number in _STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in taken}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
