@@ -5,13 +5,16 @@ One part is one Prefect task. The worker writes the part's arrays and notes the 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
+import dask
 import distributed
 import torch
 from prefect import flow, task, unmapped
@@ -21,6 +24,7 @@ from prefect.futures import as_completed
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_dask.task_runners import DaskTaskRunner
 
+from patchsae.flows.run_folder import run_folder
 from patchsae.flows.stage_task import is_environment
 from patchsae.pipeline.core.config import Config
 from patchsae.pipeline.core.progress import Reporter
@@ -31,12 +35,27 @@ from patchsae.storage.artifacts import Artifact, Builder
 from patchsae.storage.errors import UserError
 
 _HELD = "patchsae_part_worker"
-# Ctrl-C interrupts every process of a terminal. Workers ignore it, since the main process stops them.
+# A terminal sends SIGINT and SIGHUP to all its processes, and a cluster's scheduler SIGTERM to all processes of a
+# job. The main process stops its workers in order, so they wait for that: SIGTERM gives it half a minute. Workers
+# start with these signals blocked, since importing takes seconds. Dask itself ends them when their main process is
+# gone.
+_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 _WORKER_SETUP = """
 import logging, signal
+def dask_setup(worker):
+    worker.http_server.stop()
 signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(30))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 logging.getLogger("distributed").setLevel(logging.ERROR)
 """
+# Dask always starts an HTTP server, with logs and call stacks. `dask_setup` closes it.
+_SCHEDULER_SETUP = """
+def dask_setup(scheduler):
+    scheduler.http_server.stop()
+"""
+_STARTUP_SECONDS = 180
 
 
 @dataclass(frozen=True)
@@ -130,11 +149,15 @@ class DaskParts:
     process of one thread per core. It is started for the first stage with two parts or more to do, and kept
     for the stages after it. With CUDA, with a single core, or with a single part, `local` computes the parts
     in this process.
+
+    A scheduler executes whatever it is sent, and every user of this machine can reach its port. So the processes
+    of the local cluster prove to each other, by a certificate that only they have, that they belong together.
     """
 
     def __init__(self, address: str) -> None:
         self.address = address
         self._cluster: distributed.LocalCluster | None = None
+        self._held = contextlib.ExitStack()
 
     def __enter__(self) -> DaskParts:
         return self
@@ -142,8 +165,7 @@ class DaskParts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._cluster is not None:
-            self._cluster.close()
+        self._held.close()
 
     def __call__(
         self,
@@ -168,10 +190,10 @@ class DaskParts:
             runtime.resources(),
             threads=1 if is_local else 0,
         )
-        address = self._local_address(n_workers) if is_local else self.address
+        address, security = self._local_cluster(n_workers) if is_local else (self.address, None)
         mapped = run_parts.with_options(
             flow_run_name=f"{stage.name} {out.key[:16]}",
-            task_runner=DaskTaskRunner(address=address),  # type: ignore[arg-type]
+            task_runner=DaskTaskRunner(address=address, client_kwargs={"security": security}),  # type: ignore[arg-type]
         )
         # Workers are told the server's address, since without one each worker would start a server of its
         # own.
@@ -187,21 +209,47 @@ class DaskParts:
                     reporter=runtime.reporter,
                 )
             finally:
-                with distributed.Client(address, set_as_default=False) as client:
+                with distributed.Client(address, security=security, set_as_default=False) as client:
                     client.run(_release)
 
-    def _local_address(self, n_workers: int) -> str:
+    def _local_cluster(self, n_workers: int) -> tuple[str, distributed.Security]:
+        """The address of the local cluster, which is started if there is none, and what its clients prove."""
         if self._cluster is None:
             logging.getLogger("distributed").setLevel(logging.ERROR)
-            self._cluster = distributed.LocalCluster(
-                n_workers=n_workers,
-                threads_per_worker=1,
-                # No memory limit: parts return no data to Dask, so Dask could free no memory by spilling.
-                memory_limit=0,
-                dashboard_address=":0",
-                preload=[_WORKER_SETUP],
-            )
-        return str(self._cluster.scheduler_address)
+            scratch = str(self._held.enter_context(run_folder()).path)
+            # The thread that starts the workers is made here, and it hands its blocked signals on to them.
+            with dask.config.set({"temporary-directory": scratch}), _blocked(_SIGNALS):
+                cluster = distributed.LocalCluster(
+                    n_workers=0,
+                    threads_per_worker=1,
+                    # No memory limit: parts return no data to Dask, so Dask could free no memory by spilling.
+                    memory_limit=0,
+                    security=True,
+                    dashboard_address="127.0.0.1:0",
+                    scheduler_kwargs={"dashboard": False, "preload": [_SCHEDULER_SETUP]},
+                    local_directory=scratch,
+                    preload=[_WORKER_SETUP],
+                )
+            self._cluster = self._held.enter_context(cluster)
+            cluster.scale(n_workers)
+            try:
+                cluster.wait_for_workers(n_workers, timeout=_STARTUP_SECONDS)
+            except TimeoutError:
+                raise UserError(
+                    f"--dask local: {n_workers} Dask workers did not start within {_STARTUP_SECONDS} seconds; run "
+                    "again with --dask none to do without them."
+                ) from None
+        return str(self._cluster.scheduler_address), self._cluster.security
+
+
+@contextlib.contextmanager
+def _blocked(signals: set[signal.Signals]) -> Iterator[None]:
+    """Blocks signals in this thread inside the `with` block, and in threads and processes that it starts there."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _reference(artifact: Artifact) -> Artifact:

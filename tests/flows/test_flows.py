@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
@@ -59,25 +60,40 @@ def read_until(process: subprocess.Popen[str], beginning: str) -> None:
 def test_without_a_server_interrupted_and_completed_on_dask(
     serial: Store, little: Path, tmp_path: Path
 ) -> None:
-    environment = quiet_environment(tmp_path / "prefect")
+    (tmp_path / "tmp").mkdir()
+    environment = quiet_environment(tmp_path / "prefect") | {"TMPDIR": str(tmp_path / "tmp")}
     store = Store(tmp_path / "store")
     run = ["run", str(little), "--store", str(store.root), "--checkpoint-seconds", "0.1"]
-    process = start_patchsae(environment, *run)
-    read_until(process, "train:")
-    helpers = psutil.Process(process.pid).children(recursive=True)
-    # As a terminal does it: to the whole process group.
-    os.killpg(process.pid, signal.SIGINT)
-    rest, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in rest and rest.count("patchsae: interrupted;") == 1
-    assert psutil.wait_procs(helpers, timeout=30)[1] == []
+
+    def interrupt(at: str, number: signal.Signals, signalled: Callable[[psutil.Process], None]) -> None:
+        process = start_patchsae(environment, *run)
+        read_until(process, at)
+        helpers = psutil.Process(process.pid).children(recursive=True)
+        signalled(psutil.Process(process.pid))
+        rest, _ = process.communicate(timeout=120)
+        assert process.returncode == 128 + number, rest
+        assert "Traceback" not in rest and rest.count("patchsae: interrupted;") == 1, rest
+        assert psutil.wait_procs(helpers, timeout=60)[1] == []
+        assert list((tmp_path / "tmp").glob("patchsae-*")) == []
+
+    # `kill` from another terminal; Prefect has a handler of its own while a flow runs.
+    interrupt("train:", signal.SIGTERM, lambda process: process.terminate())
     assert "train" not in outputs(store)
     assert "train/relu" in store.records.all()["little"].nodes, "gc would take what the run had begun"
+    # While Dask's workers compute: a terminal that closes, and a scheduler that ends every process of a job.
+    interrupt("statistics:", signal.SIGHUP, lambda process: os.killpg(process.pid, signal.SIGHUP))
+    interrupt("masking:", signal.SIGTERM, signal_everyone)
 
     completed = start_patchsae(environment, *run)
     rest, _ = completed.communicate(timeout=300)
     assert completed.returncode == 0, rest
     assert outputs(store) == outputs(serial)
+    assert list((tmp_path / "tmp").glob("patchsae-*")) == []
+
+
+def signal_everyone(process: psutil.Process) -> None:
+    for one in (*process.children(recursive=True), process):
+        one.terminate()
 
 
 @pytest.mark.slow
@@ -86,19 +102,21 @@ def test_the_temporary_server_ends_with_a_killed_run(tmp_path: Path) -> None:
         "import time; from patchsae.flows.server import server_for_a_run\n"
         "with server_for_a_run():\n    print('up', flush=True); time.sleep(100)"
     )
+    (tmp_path / "tmp").mkdir()
     process = subprocess.Popen(
         [sys.executable, "-c", code],
-        env=quiet_environment(tmp_path),
+        env=quiet_environment(tmp_path) | {"TMPDIR": str(tmp_path / "tmp")},
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
     )
     read_until(process, "up")
     servers = psutil.Process(process.pid).children(recursive=True)
-    assert servers
+    assert servers and list((tmp_path / "tmp").glob("patchsae-*"))
     process.kill()
     process.wait()
-    assert psutil.wait_procs(servers, timeout=30)[1] == []
+    assert psutil.wait_procs(servers, timeout=60)[1] == []
+    assert list((tmp_path / "tmp").glob("patchsae-*")) == []
 
 
 def test_a_second_run_waits_and_takes_the_result(
