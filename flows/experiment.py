@@ -51,8 +51,8 @@ def run_nodes(work: Work, resources: Resources) -> dict[str, Reference]:
 def _run(work: Work, group: Group, runtime: Runtime, built: set[str | None]) -> Reference:
     """Runs the task of a group's first node, which builds all nodes of the group.
 
-    `built` holds the keys that this run has built. A node that was built together with another one is not shown
-    as `Cached`: its task runs, finds the artifact, and shows its summary.
+    `built` holds the keys that this run has built. A node that was built together with another one is not
+    shown as `Cached`: its task runs, finds the artifact, and shows its summary.
     """
     item = group.first
     task = run_stage.with_options(

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 import dask
 import distributed
@@ -35,10 +36,10 @@ from patchsae.storage.artifacts import Artifact, Builder
 from patchsae.storage.errors import UserError
 
 _HELD = "patchsae_part_worker"
-# A terminal sends SIGINT and SIGHUP to all its processes, and a cluster's scheduler SIGTERM to all processes of a
-# job. The main process stops its workers in order, so they wait for that: SIGTERM gives it half a minute. Workers
-# start with these signals blocked, since importing takes seconds. Dask itself ends them when their main process is
-# gone.
+# A terminal sends SIGINT and SIGHUP to all its processes, and a cluster's scheduler SIGTERM to all
+# processes of a job. The main process stops its workers in order, so they wait for that: SIGTERM gives it
+# half a minute. Workers start with these signals blocked, since importing takes seconds. Dask itself ends
+# them when their main process is gone.
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 _WORKER_SETUP = """
 import logging, signal
@@ -150,8 +151,9 @@ class DaskParts:
     for the stages after it. With CUDA, with a single core, or with a single part, `local` computes the parts
     in this process.
 
-    A scheduler executes whatever it is sent, and every user of this machine can reach its port. So the processes
-    of the local cluster prove to each other, by a certificate that only they have, that they belong together.
+    A scheduler executes whatever it is sent, and every user of this machine can reach its port. So the
+    processes of the local cluster prove to each other, by a certificate that only they have, that they
+    belong together.
     """
 
     def __init__(self, address: str) -> None:
@@ -191,9 +193,10 @@ class DaskParts:
             threads=1 if is_local else 0,
         )
         address, security = self._local_cluster(n_workers) if is_local else (self.address, None)
+        runner: Any = DaskTaskRunner(address=address, client_kwargs={"security": security})
         mapped = run_parts.with_options(
             flow_run_name=f"{stage.name} {out.key[:16]}",
-            task_runner=DaskTaskRunner(address=address, client_kwargs={"security": security}),  # type: ignore[arg-type]
+            task_runner=runner,
         )
         # Workers are told the server's address, since without one each worker would start a server of its
         # own.
@@ -236,15 +239,15 @@ class DaskParts:
                 cluster.wait_for_workers(n_workers, timeout=_STARTUP_SECONDS)
             except TimeoutError:
                 raise UserError(
-                    f"--dask local: {n_workers} Dask workers did not start within {_STARTUP_SECONDS} seconds; run "
-                    "again with --dask none to do without them."
+                    f"--dask local: {n_workers} Dask workers did not start within {_STARTUP_SECONDS} seconds; "
+                    "run again with --dask none to do without them."
                 ) from None
         return str(self._cluster.scheduler_address), self._cluster.security
 
 
 @contextlib.contextmanager
 def _blocked(signals: set[signal.Signals]) -> Iterator[None]:
-    """Blocks signals in this thread inside the `with` block, and in threads and processes that it starts there."""
+    """Blocks signals inside the `with` block in this thread, and in threads and processes it starts there."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield

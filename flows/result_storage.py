@@ -1,9 +1,9 @@
 """`StoreView`, in which Prefect looks up the results of stage tasks: the store itself, seen as records.
 
-A record of Prefect names the serializer that reads it back, pickle among them, and Prefect obeys. So a folder
-of records in a store could execute anything. There is no such folder: a record is made on the spot from the key
-that Prefect asks for, exactly if that artifact is there, and what Prefect wants to write is dropped. Records that
-earlier versions left in `prefect/results` are never opened.
+A record of Prefect names the serializer that reads it back, pickle among them, and Prefect obeys. So a
+folder of records in a store could execute anything. There is no such folder: a record is made on the spot
+from the key that Prefect asks for, exactly if that artifact is there, and what Prefect wants to write is
+dropped. Records that earlier versions left in `prefect/results` are never opened.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The temporary folder of a run, which is deleted however the run ends.
 
-`run_folder` deletes it at the end of its `with` block. If the process is killed, the temporary server deletes the
-folder as its last act (`server.py`). If that was killed too, the next run folder of this user on this machine deletes
-it first: the file `lock` in it is locked (flock) by the processes that use the folder, and the system drops the lock
-with the last of them. Age and process ids tell nothing, since clocks jump and ids are used again.
+`run_folder` deletes it at the end of its `with` block. If the process is killed, the temporary server
+deletes the folder as its last act (`server.py`). If that was killed too, the next run folder of this user
+on this machine deletes it first: the file `lock` in it is locked (flock) by the processes that use the
+folder, and the system drops the lock with the last of them. Age and process ids tell nothing, since clocks
+jump and ids are used again.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _current: RunFolder | None = None
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder that only this user can enter, and the descriptor of its lock, for processes that use it too."""
+    """A folder that only this user can enter. Processes that use it too inherit the descriptor `lock`."""
 
     path: Path
     lock: int
@@ -55,7 +56,7 @@ def run_folder() -> Iterator[RunFolder]:
 
 
 def delete(path: Path) -> None:
-    """Deletes a run folder, of which something may be missing. The lock goes last: without it nobody would."""
+    """Deletes a run folder, from which something may be missing. The lock goes last: it tells what to delete."""
     with contextlib.suppress(OSError):
         for child in path.iterdir():
             if child.name != _LOCK:
@@ -72,8 +73,8 @@ def delete(path: Path) -> None:
 def delete_abandoned() -> None:
     """Deletes the run folders of this user that no living process holds.
 
-    Others may write into the folder of temporary files. So what is deleted must be a folder, not a link to one, that
-    belongs to this user and that nobody else can enter.
+    Others may write into the folder of temporary files. So what is deleted must be a folder, not a link to
+    one, that belongs to this user and that nobody else can enter.
     """
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         # The folder may go, or may not be ours to look into.

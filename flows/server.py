@@ -1,10 +1,10 @@
 """A temporary Prefect server for one `patchsae run`, used if no server is configured.
 
 Prefect would start a server by itself. But that server outlives a run that is killed, and it stops at the
-first Ctrl-C, so that the run cannot be reported as interrupted. Each Dask worker would start one of its own,
-and two servers that start at the same time break each other's database. The server of this module has its own
-database in the run's temporary folder. It asks for a password, which only the processes of the run know, since
-every user of the machine can reach its port.
+first Ctrl-C, so that the run cannot be reported as interrupted. Each Dask worker would start one of its
+own, and two servers that start at the same time break each other's database. The server of this module has
+its own database in the run's temporary folder. It asks for a password, which only the processes of the run
+know, since every user of the machine can reach its port.
 
     python -m patchsae.flows.server PORT FOLDER      runs the server until its standard input is closed
 """
@@ -84,7 +84,7 @@ def server_for_a_run() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _server(folder: RunFolder, password: str) -> Iterator[str]:
-    """Runs the server in its own process group inside the `with` block, and provides its URL once it answers."""
+    """Runs the server in a process group of its own inside the `with` block. Provides its URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,9 +1,9 @@
 """`run_stage`: the Prefect task that builds the artifact of a node, for the flows of experiments and stages.
 
 The store decides whether an artifact is built; Prefect's cache only mirrors the store. The cache key of the
-task is the artifact's key, and its cached result is a small reference, which `StoreView` makes from the store.
-The caller sets `refresh_cache` if the artifact is to be built. So Prefect shows the task as `Cached` exactly if
-the artifact was there.
+task is the artifact's key, and its cached result is a small reference, which `StoreView` makes from the
+store. The caller sets `refresh_cache` if the artifact is to be built. So Prefect shows the task as `Cached`
+exactly if the artifact was there.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class _Commands(TyperGroup):
-    """Prints a UserError as one line and exits with code 2; an interrupt with 130, SIGTERM 143, SIGHUP 129."""
+    """Prints a UserError as one line and exits with 2; an interrupt with 130, SIGTERM 143, SIGHUP 129."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

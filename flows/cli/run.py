@@ -29,8 +29,8 @@ _QUIET = {
 def _termination_as_interrupt() -> Iterator[None]:
     """Raises `Stopped` for Prefect's own exception.
 
-    Inside a flow Prefect handles SIGTERM. It sends the signal again when the flow has ended, to the handler of
-    `stopped_by_signals`; but that one drops it if another signal came before.
+    Inside a flow Prefect handles SIGTERM. It sends the signal again when the flow has ended, to the handler
+    of `stopped_by_signals`; but that one drops it if another signal came before.
     """
     from prefect.exceptions import TerminationSignal
 

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP as Ctrl-C: a schedule's time limit or a closed terminal ends a command as an interrupt does."""
+"""SIGTERM and SIGHUP as Ctrl-C: a time limit or a closed terminal ends a command as an interrupt does."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def exit_status(interrupt: BaseException) -> int:
 def stopped_by_signals() -> Iterator[None]:
     """Inside the `with` block the first SIGTERM or SIGHUP raises `Stopped` in the main thread.
 
-    Later ones are dropped, since they come in pairs (a terminal that closes sends SIGHUP twice, a service manager
-    SIGTERM and SIGHUP) and must not interrupt the cleaning up. A signal that was ignored stays ignored, as `nohup`
-    wants it. A second Ctrl-C is not dropped.
+    Later ones are dropped, since they come in pairs (a terminal that closes sends SIGHUP twice, a service
+    manager SIGTERM and SIGHUP) and must not interrupt the cleaning up. A signal that was ignored stays
+    ignored, as `nohup` wants it. A second Ctrl-C is not dropped.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

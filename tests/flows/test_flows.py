@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
+import httpx
 import psutil
 import pytest
 from distributed import LocalCluster
@@ -113,6 +114,9 @@ def test_the_temporary_server_ends_with_a_killed_run(tmp_path: Path) -> None:
     read_until(process, "up")
     servers = psutil.Process(process.pid).children(recursive=True)
     assert servers and list((tmp_path / "tmp").glob("patchsae-*"))
+    [address] = {found.laddr for found in servers[0].net_connections(kind="inet") if found.status == "LISTEN"}
+    assert address.ip == "127.0.0.1"
+    assert httpx.post(f"http://127.0.0.1:{address.port}/api/flow_runs/filter", json={}).status_code == 401
     process.kill()
     process.wait()
     assert psutil.wait_procs(servers, timeout=60)[1] == []

@@ -1,4 +1,4 @@
-"""What Prefect reads back as the result of a stage: no record that lies in a store is unpickled, or opened."""
+"""What Prefect reads back as the result of a stage: no record in a store is unpickled, or even opened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The temporary folder of a run is deleted, at the latest by the next run, and nothing of anybody else ever is."""
+"""The temporary folder of a run is deleted, at the latest by the next run; nothing of others ever is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP end a command as Ctrl-C does: a sentence, nothing left behind, 128 + the signal's number."""
+"""SIGTERM and SIGHUP end a command as Ctrl-C does: a sentence, nothing left behind, 128 + the number."""
 
 from __future__ import annotations
 
