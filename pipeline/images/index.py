@@ -14,6 +14,7 @@ from typing import Any
 
 from patchsae.pipeline.core.stage import Inputs, Runtime, Stage
 from patchsae.pipeline.images.dataset import Dataset, DatasetConfig, Record
+from patchsae.pipeline.images.files import reason
 from patchsae.pipeline.images.tables import CLASSES, CORRUPT_IMAGES, IMAGES
 from patchsae.storage.artifacts import Builder
 from patchsae.storage.errors import UserError
@@ -31,12 +32,21 @@ def ordered(records: Sequence[Record]) -> list[Record]:
 
 
 def inspect(dataset: Dataset, record: Record) -> dict[str, Any]:
-    """The digest, width and height of an image, or an `error` that says why it cannot be read."""
+    """The digest, width and height of an image, or an `error` that says why it cannot be read.
+
+    Raises UserError if the machine has too little memory. Counting the image as corrupt would make the result
+    depend on the machine.
+    """
     try:
         data = dataset.read(record)
         image = dataset.decode(data)
     except OSError as error:
-        return {"error": str(error) or type(error).__name__}
+        return {"error": reason(error)}
+    except MemoryError:
+        raise UserError(
+            f"{record.source}: reading and decoding it needs more memory than is free; free some, or take "
+            "this image away."
+        ) from None
     return {"digest": digest_bytes(data), "width": image.width, "height": image.height}
 
 

@@ -33,7 +33,7 @@ from patchsae.pipeline.backbones.backbone import Backbone
 from patchsae.pipeline.backbones.weights import load_backbone
 from patchsae.pipeline.experiment.dag import Dag
 from patchsae.pipeline.experiment.experiment import Experiment
-from patchsae.pipeline.images.datasets.image_folder import decode_rgb, image_files
+from patchsae.pipeline.images.files import decode_rgb, image_files, read_file, reason
 from patchsae.pipeline.results.find import SAE_STAGES, find, input_of
 from patchsae.pipeline.results.sql import execute
 from patchsae.pipeline.results.status import status_rows
@@ -474,6 +474,6 @@ def _opened(images: ImageLike | Iterable[ImageLike]) -> Iterable[tuple[str, Imag
             raise UserError(f"{path}: no images found below it.")
         for file in files:
             try:
-                yield str(file), decode_rgb(file.read_bytes())
+                yield str(file), decode_rgb(read_file(file))
             except OSError as error:
-                raise UserError(f"{file}: cannot be read as an image ({error}).") from None
+                raise UserError(f"{file}: cannot be read as an image ({reason(error)}).") from None

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 from PIL import Image
 from pydantic import Field
 
 from patchsae.pipeline.core.config import Location, OptionalLocation, Unhashed
 from patchsae.pipeline.core.open_clip_data import imagenet_class_names
 from patchsae.pipeline.images.dataset import Dataset, DatasetConfig, Record
+from patchsae.pipeline.images.files import SUFFIXES, decode_rgb, image_files, read_file
 from patchsae.storage.errors import UserError
 from patchsae.storage.keys import digest_bytes, digest_json
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"}
 _COLUMNS = ("path", "label", "class_name", "split")
+_LABEL = re.compile(r"[0-9]{1,9}")
 
 
 class ImageFolderConfig(DatasetConfig):
@@ -82,7 +82,7 @@ class ImageFolder(Dataset):
         if self.config.class_names is not None:
             names, records = self._renamed(names, records)
         if not records:
-            raise UserError(f"dataset root {self.root}: no images found ({', '.join(sorted(_SUFFIXES))}).")
+            raise UserError(f"dataset root {self.root}: no images found ({', '.join(sorted(SUFFIXES))}).")
         expected = self.config.n_images
         if expected is not None and len(records) != expected:
             raise UserError(
@@ -119,6 +119,12 @@ class ImageFolder(Dataset):
                     raise UserError(
                         f"class folder {class_folder}: has no images; add some or remove the folder."
                     )
+                for source in sources:
+                    if not _is_text(source):
+                        raise UserError(
+                            f"dataset root {self.root}: the name {source!r} is not UTF-8, which a table "
+                            "needs; rename the file or folder."
+                        )
                 found.setdefault(class_folder.name, {})[split] = sources
         names = sorted(found)
         records = []
@@ -142,16 +148,28 @@ class ImageFolder(Dataset):
         path = Path(str(self.config.csv)).expanduser()
         if not path.is_file():
             raise UserError(f"csv {path}: no such file.")
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            missing = [column for column in _COLUMNS if column not in (reader.fieldnames or [])]
-            if missing:
-                raise UserError(f"csv {path}: has no column `{missing[0]}`; it needs {', '.join(_COLUMNS)}.")
-            rows = list(reader)
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                columns, rows = reader.fieldnames or [], list(reader)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise UserError(
+                f"csv {path}: cannot be read as CSV in UTF-8 ({error}); save it as that."
+            ) from None
+        missing = [column for column in _COLUMNS if column not in columns]
+        if missing:
+            raise UserError(f"csv {path}: has no column `{missing[0]}`; it needs {', '.join(_COLUMNS)}.")
         names: dict[int, str] = {}
         records = []
         for line, row in enumerate(rows, start=2):
-            if not (row["label"] or "").isdigit():
+            absent = [column for column in _COLUMNS if row[column] is None]
+            if absent:
+                raise UserError(f"csv {path}, line {line}: has no `{absent[0]}`; the line is too short.")
+            if "\0" in row["path"]:
+                raise UserError(
+                    f"csv {path}, line {line}: path {row['path']!r} holds a NUL; no file has such a name."
+                )
+            if not _LABEL.fullmatch(row["label"]):
                 raise UserError(
                     f"csv {path}, line {line}: label `{row['label']}` is no class id (0, 1, 2, ...)."
                 )
@@ -161,15 +179,15 @@ class ImageFolder(Dataset):
                     f"csv {path}, line {line}: label {label} is `{row['class_name']}` here and `{names[label]}` before."
                 )
             records.append(Record(row["path"], label, row["class_name"], row["split"]))
-        absent = sorted(set(range(len(names))) - names.keys())
-        if absent:
-            raise UserError(f"csv {path}: labels must be 0 to {len(names) - 1}, but {absent[0]} has no row.")
+        unused = sorted(set(range(len(names))) - names.keys())
+        if unused:
+            raise UserError(f"csv {path}: labels must be 0 to {len(names) - 1}, but {unused[0]} has no row.")
         if len({record.source for record in records}) < len(records):
             raise UserError(f"csv {path}: a path is listed twice; list each image once.")
         return [names[label] for label in range(len(names))], records
 
     def read(self, record: Record) -> bytes:
-        return (self.root / record.source).read_bytes()
+        return read_file(self.root / record.source)
 
     def decode(self, data: bytes) -> Image.Image:
         return decode_rgb(data)
@@ -179,28 +197,13 @@ class ImageFolder(Dataset):
         for record in self.records():
             try:
                 stat = (self.root / record.source).stat()
-            except FileNotFoundError:
+            except OSError:
                 listing.append([record.source, record.label, record.split, None, None])
             else:
                 listing.append([record.source, record.label, record.split, stat.st_size, stat.st_mtime_ns])
         return digest_json([self.class_names(), listing])
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Every file below a folder whose suffix is that of an image, sorted by path."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
-
-
-def decode_rgb(data: bytes) -> Image.Image:
-    """The first frame of an image file as RGB; 16-bit grey becomes 8-bit. Raises OSError if unreadable."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            if image.mode.startswith("I"):
-                grey = np.asarray(image).astype(np.float32)
-                return Image.fromarray((grey / 257).clip(0, 255).astype(np.uint8)).convert("RGB")
-            if image.mode == "P":
-                return image.convert("RGBA").convert("RGB")
-            return image.convert("RGB")
-    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise OSError(str(error)) from error
+def _is_text(name: str) -> bool:
+    """Whether a file's name is UTF-8. Python reads other bytes of a name as surrogates, which are no text."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)

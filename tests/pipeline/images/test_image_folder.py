@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from patchsae.pipeline.images.datasets.image_folder import ImageFolderConfig, decode_rgb
+from patchsae.pipeline.images.datasets.image_folder import ImageFolderConfig
+from patchsae.pipeline.images.files import decode_rgb
 from patchsae.storage.errors import UserError
 
 
@@ -123,3 +125,45 @@ def test_classes_can_be_renamed_and_need_one_name_each(tmp_path: Path) -> None:
     ]
     with pytest.raises(UserError, match="1,000 names for the 2 classes"):
         ImageFolderConfig(root=str(tmp_path), class_names="imagenet").build().class_names()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"path,label,class_name,split\n\xe9.png,0,n,train\n", "cannot be read as CSV in UTF-8"),
+        (b"path,label,class_name,split\n" + b"a" * 200_000 + b",0,n,train\n", "cannot be read as CSV"),
+        (b"path,label,class_name,split\na.png,0,n\n", "line 2: has no `split`; the line is too short"),
+        (b"path,label,class_name,split\na\0.png,0,n,train\n", "line 2: path 'a.x00.png' holds a NUL"),
+        ("path,label,class_name,split\na.png,²,n,train\n".encode(), "label `²` is no class id"),
+        (b"path,label,class_name,split\na.png," + b"9" * 5000 + b",n,train\n", "is no class id"),
+    ],
+    ids=["not UTF-8", "long field", "short line", "NUL", "superscript", "long label"],
+)
+def test_a_hostile_csv_is_one_sentence(tmp_path: Path, data: bytes, message: str) -> None:
+    listing = tmp_path / "list.csv"
+    listing.write_bytes(data)
+    with pytest.raises(UserError, match=message) as caught:
+        ImageFolderConfig(root=str(tmp_path), csv=str(listing)).build().records()
+    assert "\n" not in str(caught.value)
+
+
+def test_paths_that_lead_nowhere_have_a_fingerprint(tmp_path: Path) -> None:
+    save_image(tmp_path / "1.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    listing = tmp_path / "list.csv"
+    for path in ("missing.png", "1.png/inside", "a" * 300, "loop.png"):
+        listing.write_text(f"path,label,class_name,split\n1.png,0,n,train\n{path},0,n,test\n")
+        dataset = ImageFolderConfig(root=str(tmp_path), csv=str(listing)).build()
+        assert len(dataset.fingerprint()) == 64
+        with pytest.raises(OSError):
+            dataset.read(dataset.records()[1])
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    save_image(tmp_path / "a" / "0.png")
+    try:
+        (tmp_path / "a" / "0.png").rename(tmp_path / "a" / os.fsdecode(b"\xe9.png"))
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    with pytest.raises(UserError, match=r"'a/.udce9.png' is not UTF-8.*rename the file"):
+        ImageFolderConfig(root=str(tmp_path)).build().records()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import polars as pl
@@ -77,6 +78,49 @@ def test_corrupt_images_are_listed_and_left_out_or_refused(
     assert artifact.scan("images").select(pl.len()).collect().item() == 11
     with pytest.raises(UserError, match=r"1 of 12 images cannot be read \(dark/3.png.*on_corrupt"):
         build_index(store, runtime, ImageFolderConfig(root=str(folder), on_corrupt="error"))
+
+
+def test_hostile_files_are_listed_and_two_runs_write_the_same_bytes(
+    store: Store, runtime: Runtime, folder: Path, tmp_path: Path
+) -> None:
+    hostile = {
+        "eps.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) show\n%%EOF\n",
+        "blp.jpg": b"BLP1" + bytes(400),
+        "dds.png": b"DDS " + bytes(400),
+        "text.png": b"no image",
+        "cut.png": (folder / "dark" / "0.png").read_bytes()[:40],
+    }
+    for name, data in hostile.items():
+        (folder / "dark" / name).write_bytes(data)
+    listing = tmp_path / "list.csv"
+    sound = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    os.mkfifo(folder / "fifo.png")
+    (folder / "link.png").symlink_to("/dev/zero")
+    none = ["fifo.png", "link.png", "dark", "missing.png"]
+    listing.write_text(
+        "path,label,class_name,split\n" + "".join(f"{p},0,all,train\n" for p in [*sound, *none])
+    )
+    config = ImageFolderConfig(root=str(folder), csv=str(listing))
+    artifact = build_index(store, runtime, config)
+    corrupt = {row["source"]: row["error"] for row in artifact.scan("corrupt_images").collect().to_dicts()}
+    assert corrupt.keys() == {*(f"dark/{name}" for name in hostile), *none}
+    assert {corrupt[name] for name in none[:3]} == {"is no regular file"}
+    assert corrupt["missing.png"] == "No such file or directory"
+    assert artifact.manifest.summary["n_images"] == 12
+    again = build_index(Store(tmp_path / "other"), runtime, config)
+    assert again.manifest.outputs == artifact.manifest.outputs
+
+
+def test_too_little_memory_is_not_said_of_the_image(
+    store: Store, runtime: Runtime, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(data: bytes) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("patchsae.pipeline.images.datasets.image_folder.decode_rgb", fail)
+    with pytest.raises(UserError, match=r"\.png: reading and decoding it needs more memory than is free"):
+        build_index(store, runtime, ImageFolderConfig(root=str(folder)))
+    assert not store.committed("index")
 
 
 def test_a_class_without_a_readable_image_is_refused(store: Store, runtime: Runtime, folder: Path) -> None:
