@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from patchsae.pipeline.backbones.backbone import Backbone, BackboneConfig, ExtractConfig
@@ -23,11 +23,15 @@ from patchsae.pipeline.core.config import INLINE, Config, Unhashed
 from patchsae.pipeline.core.prefetch import prefetch
 from patchsae.pipeline.core.stage import Inputs, Runtime, Stage, Upstream
 from patchsae.pipeline.images.dataset import Dataset, DatasetConfig, Record
+from patchsae.pipeline.images.files import reason
 from patchsae.storage.activations import ActivationTemplate, ActivationWriter
 from patchsae.storage.artifacts import Artifact, Builder
 from patchsae.storage.errors import UserError
 from patchsae.storage.keys import digest_bytes
 from patchsae.storage.manifest import Summary
+
+# A plain run keeps the index of images whose sizes and modification times have not changed.
+_INDEX_AGAIN = "index all images anew with `patchsae run EXPERIMENT --rerun index`"
 
 
 class ExtractStageConfig(Config):
@@ -41,7 +45,7 @@ class ExtractStageConfig(Config):
 class IndexedImages(TorchDataset[Tensor]):
     """Maps a row of the `images` table to the backbone's input.
 
-    Raises UserError if the image cannot be read or is not the one that was indexed.
+    Raises UserError if the image cannot be read or decoded, or is not the one that was indexed.
     """
 
     def __init__(
@@ -61,14 +65,41 @@ class IndexedImages(TorchDataset[Tensor]):
             data = self.dataset.read(record)
         except OSError as error:
             raise UserError(
-                f"{record.source}: cannot be read any more ({error}); put it back, or index again."
+                f"{record.source}: cannot be read any more ({reason(error)}); put it back, or {_INDEX_AGAIN}."
             ) from None
         if digest_bytes(data) != self.digests[row]:
             raise UserError(
-                f"{record.source}: is not the image that was indexed; run again to index it anew."
+                f"{record.source}: is not the image that was indexed; put that one back, or {_INDEX_AGAIN}."
             )
-        pixels: Tensor = self.preprocess(self.dataset.decode(data))
+        try:
+            image = self.dataset.decode(data)
+        except OSError as error:
+            # An older version indexed it, which decoded more formats and sizes.
+            raise UserError(f"{record.source}: {reason(error)}; to leave it out, {_INDEX_AGAIN}.") from None
+        pixels: Tensor = self.preprocess(image)
         return pixels
+
+
+class _Sent(TorchDataset["Tensor | UserError"]):
+    """Images as a worker process sends them: the backbone's input, or the error that there is none.
+
+    An error that is raised in a worker comes out of torch's loader with a traceback in its message.
+    """
+
+    def __init__(self, images: IndexedImages) -> None:
+        self.images = images
+
+    def __getitem__(self, row: int) -> Tensor | UserError:
+        try:
+            return self.images[row]
+        except UserError as error:
+            return error
+
+    @staticmethod
+    def batch(items: list[Tensor | UserError]) -> Tensor | UserError:
+        """A batch of images, or the first error among them."""
+        errors = [item for item in items if isinstance(item, UserError)]
+        return errors[0] if errors else default_collate(items)
 
 
 def indexed_images(config: DatasetConfig, images: Artifact, preprocess: Any) -> IndexedImages:
@@ -117,8 +148,9 @@ def _run(config: ExtractStageConfig, inputs: Inputs, out: Builder, runtime: Runt
         batch_images *= max(1, runtime.batch_images // template.chunk_images)
     batches = batches_of(template, missing, batch_images)
     loader = DataLoader(
-        images,
+        _Sent(images),
         batch_sampler=batches,
+        collate_fn=_Sent.batch,
         num_workers=runtime.workers,
         # Spawned, because forking a process that has threads (Prefect's, Polars') sometimes fails.
         multiprocessing_context="spawn" if runtime.workers else None,
@@ -138,8 +170,12 @@ def _run(config: ExtractStageConfig, inputs: Inputs, out: Builder, runtime: Runt
     }
 
 
-def _forward(backbone: Backbone, loader: Iterable[Tensor], dtype: str, where: str) -> Iterator[np.ndarray]:
+def _forward(
+    backbone: Backbone, loader: Iterable[Tensor | UserError], dtype: str, where: str
+) -> Iterator[np.ndarray]:
     for pixels in prefetch(loader):
+        if isinstance(pixels, UserError):
+            raise pixels
         with torch.inference_mode():
             activations = backbone.head(pixels)
         yield to_stored(activations, dtype, where)

@@ -15,12 +15,13 @@ from patchsae.pipeline.backbones.models.open_clip import OpenClipConfig
 from patchsae.pipeline.core.graph import Node
 from patchsae.pipeline.core.stage import Runtime
 from patchsae.pipeline.images import index
-from patchsae.pipeline.images.dataset import DatasetConfig
+from patchsae.pipeline.images.dataset import DatasetConfig, Record
 from patchsae.pipeline.images.datasets.digits import DigitsConfig
 from patchsae.pipeline.images.datasets.image_folder import ImageFolderConfig
 from patchsae.storage.activations import Activations, ActivationTemplate, to_float32
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.errors import UserError
+from patchsae.storage.keys import digest_bytes
 from patchsae.storage.store import Store
 from tests.support.nodes import plan, run_node
 
@@ -147,12 +148,30 @@ def test_an_image_that_changed_since_the_index_is_refused(
         run_node(store, planned[node.address], planned, runtime)
     planned = plan(store, nodes)
     Image.new("L", (9, 9), 77).save(path)
-    with pytest.raises(UserError, match=r"thing/3\.png: is not the image that was indexed"):
+    with pytest.raises(UserError, match=r"thing/3\.png: is not the image that was indexed.*--rerun index`\."):
         run_node(store, planned["extract/data-clip"], planned, runtime)
+    # Of a worker process too, the sentence alone arrives.
+    with pytest.raises(UserError) as caught:
+        run_node(store, planned["extract/data-clip"], planned, replace(runtime, workers=1))
+    assert str(caught.value).startswith("thing/3.png: is not") and "\n" not in str(caught.value)
     path.unlink()
-    with pytest.raises(UserError, match=r"thing/3\.png: cannot be read any more"):
+    with pytest.raises(
+        UserError,
+        match=r"thing/3\.png: cannot be read any more \(No such file or directory\).*--rerun index`\.",
+    ):
         run_node(store, planned["extract/data-clip"], planned, runtime)
     assert not store.committed("extract")
+
+
+def test_an_image_that_an_older_version_decoded_is_refused(tmp_path: Path) -> None:
+    data = b"a format of an older version"
+    (tmp_path / "1.png").write_bytes(data)
+    dataset = ImageFolderConfig(root=str(tmp_path)).build()
+    images = extract.IndexedImages(
+        dataset, [Record("1.png", 0, "thing", "train")], [digest_bytes(data)], lambda image: image
+    )
+    with pytest.raises(UserError, match=r"^1\.png: is no image of the formats .*--rerun index`\."):
+        images[0]
 
 
 def test_values_that_do_not_fit_name_the_layer_and_the_maximum() -> None:

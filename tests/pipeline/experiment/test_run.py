@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -209,6 +211,28 @@ def test_a_folder_is_listed_once_by_a_plan_and_once_more_by_its_index(
     assert len(listed) == 2
     manifest = store.committed("index")[0].manifest
     assert manifest.provenance["source"] == {"root": str(folder)}
+
+
+def test_an_image_changed_unseen_is_mended_as_the_error_says(store: Store, folder: Path) -> None:
+    """Its size and time of modification are as before, so the index keeps its key and plain runs keep it."""
+    experiment = parse(PHOTOS.format(root=str(folder)), "photos")
+    run(work_on(store, experiment, only=["index", "weights"]), Runtime())
+    path = next(folder.rglob("0.png"))
+    before, times = path.read_bytes(), path.stat()
+    Image.new("RGB", (40, 40), (7, 0, 0)).save(path)
+    assert path.read_bytes() != before
+    path.write_bytes(path.read_bytes().ljust(len(before), b"\0")[: len(before)])
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"0\.png: is not the image that was indexed") as caught:
+            run(work_on(store, experiment), Runtime())
+    [index] = store.committed("index")
+    advice = re.search(r"`patchsae run EXPERIMENT --rerun (\w+)`", str(caught.value))
+    assert advice is not None
+    run(work_on(store, experiment, rerun=[advice[1]]), Runtime())
+    [again] = store.committed("index")
+    assert again.key == index.key and again.identity != index.identity
+    assert not work_on(store, experiment).to_do()
 
 
 def test_a_failure_names_stage_key_and_part(
