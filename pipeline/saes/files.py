@@ -81,6 +81,8 @@ def recognise(path: Path) -> str:
     """The name of the format of the SAE at `path`. Raises UserError if there is none in a known format."""
     if not path.exists():
         raise UserError(f"{path}: there is no such file or folder; check the path.")
+    if not path.is_dir():
+        _refuse_no_file(path)
     for name in READABLE:
         one = FORMATS[name]
         if path.is_dir():
@@ -97,6 +99,12 @@ def recognise(path: Path) -> str:
     )
 
 
+def _refuse_no_file(path: Path) -> None:
+    """Raises UserError for a named pipe or a device, which can be read without end."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path}: is no regular file; give the file or the folder of an SAE.")
+
+
 def _known(path: Path, format_name: str | None) -> Format:
     if format_name is None:
         return FORMATS[recognise(path)]
@@ -110,7 +118,10 @@ def load(path: Path, format_name: str | None = None) -> Sae:
 
     Raises UserError if it cannot be read.
     """
-    load_one = _known(path, format_name).load
+    known = _known(path, format_name)
+    for file in known.paths(path):
+        _refuse_no_file(file)
+    load_one = known.load
     assert load_one is not None
     return load_one(path)
 

@@ -6,10 +6,11 @@ experiment use `pipeline.core.open_clip_data` instead.
 
 from __future__ import annotations
 
-import pickle
+import zipfile
 from pathlib import Path
 from typing import Literal
 
+import torch
 from pydantic import model_validator
 from safetensors import SafetensorError
 
@@ -17,6 +18,7 @@ from patchsae.pipeline.backbones.backbone import Backbone, BackboneConfig
 from patchsae.pipeline.core.config import OptionalLocation
 from patchsae.pipeline.core.open_clip_data import model_config, model_names, pretrained_tags
 from patchsae.pipeline.core.stage import Inputs
+from patchsae.pipeline.core.tensors import BROKEN, check_archive, check_dense
 from patchsae.pipeline.core.text import nearest
 from patchsae.storage.errors import UserError
 
@@ -66,18 +68,13 @@ class OpenClipConfig(BackboneConfig):
         if self.checkpoint is not None:
             self.fingerprint()
         try:
+            if self.checkpoint is not None:
+                check_checkpoint(Path(self.checkpoint).expanduser())
             model, _, preprocess = open_clip.create_model_and_transforms(
                 self.model, pretrained=source, load_weights=True, weights_only=True
             )
             tokenizer = open_clip.get_tokenizer(self.model)
-        except (
-            RuntimeError,
-            ValueError,
-            KeyError,
-            pickle.UnpicklingError,
-            OSError,
-            SafetensorError,
-        ) as error:
+        except (*BROKEN, OSError, SafetensorError) as error:
             raise UserError(self._explain(error)) from error
         settings = {"preprocess": model.visual.preprocess_cfg}
         return ClipVit(model, preprocess, tokenizer, self.extract, self.model, settings)
@@ -99,6 +96,24 @@ class OpenClipConfig(BackboneConfig):
             return None
         side = vision.get("image_size", 224) // vision["patch_size"]
         return side * side + 1, vision["width"]
+
+
+def check_checkpoint(path: Path) -> None:
+    """Raises UserError if a torch file holds no state dict, or one that takes more memory than it has bytes.
+
+    Other formats cannot. Raises what torch raises for a file that it cannot read. Reads names and shapes alone,
+    since the tensors of an archive are mapped into memory.
+    """
+    if path.suffix in (".safetensors", ".npz", ".npy"):
+        return
+    where = f"checkpoint {path}"
+    check_archive(path, where)
+    found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    state = found.get("state_dict", found) if isinstance(found, dict) else found
+    if not isinstance(state, dict) or not state or not all(isinstance(name, str) for name in state):
+        raise UserError(f"{where}: holds no state dict (names and tensors); save the model's state_dict().")
+    for name, tensor in state.items():
+        check_dense(tensor, name, where)
 
 
 def file_fingerprint(path: Path) -> str:

@@ -12,11 +12,13 @@ from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, PrivateAttr
+from safetensors import SafetensorError
 
 from patchsae.pipeline.backbones.backbone import Backbone, BackboneConfig, BackboneWiring, ExtractConfig
-from patchsae.pipeline.backbones.models.open_clip import file_fingerprint
+from patchsae.pipeline.backbones.models.open_clip import check_checkpoint, file_fingerprint
 from patchsae.pipeline.core.config import BackboneName, Location
 from patchsae.pipeline.core.stage import Inputs
+from patchsae.pipeline.core.tensors import BROKEN, check_dense
 from patchsae.storage.errors import UserError
 
 
@@ -64,6 +66,7 @@ class WiseFtConfig(BackboneConfig):
         for name, tensor in tuned.items():
             if name not in state:
                 raise UserError(f"{self._where()}: has a tensor `{name}`, which `{self.backbone}` has not.")
+            check_dense(tensor, name, self._where())
             if state[name].shape != tensor.shape:
                 raise UserError(
                     f"{self._where()}: `{name}` is {tuple(tensor.shape)}, but {tuple(state[name].shape)} in "
@@ -89,6 +92,7 @@ class WiseFtConfig(BackboneConfig):
         from open_clip.factory import load_state_dict
 
         try:
+            check_checkpoint(self._path())
             return dict(load_state_dict(str(self._path()), weights_only=True))
-        except Exception as error:
+        except (*BROKEN, OSError, SafetensorError) as error:
             raise UserError(f"{self._where()}: cannot be read as a state dict ({error}).") from error

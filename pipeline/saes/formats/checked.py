@@ -8,8 +8,6 @@ Shapes: d channels, S latents.
 from __future__ import annotations
 
 import json
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,9 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from patchsae.pipeline.core.tensors import BROKEN, check_archive, check_dense
 from patchsae.pipeline.saes.sae import Sae
 from patchsae.storage.errors import UserError
 
+_LARGEST = 10**9 - 1
+"""The largest whole number of a setting; torch has none of over 64 bits."""
 Layout = Mapping[str, str]
 """A tensor's name -> its axes, as in `{"encoder.weight": "Sd", "encoder.bias": "S", "k": ""}`."""
 
@@ -29,7 +30,7 @@ Layout = Mapping[str, str]
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON file that holds a mapping. Raises UserError if it is missing or holds something else."""
     try:
-        found = json.loads(path.read_bytes())
+        found = parse_json(path.read_bytes())
     except OSError as error:
         raise missing(path, error) from None
     except ValueError as error:
@@ -37,6 +38,14 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path}: holds no mapping of settings; get the file again.")
     return found
+
+
+def parse_json(text: bytes) -> Any:
+    """What a JSON text holds. Raises ValueError if it is not valid or too deeply nested."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -55,10 +64,11 @@ def read_state(source: Path | BinaryIO, where: str) -> dict[str, Any]:
     Raises UserError, naming `where`, if the file is missing or holds anything but weights.
     """
     try:
+        check_archive(source, where)
         found = torch.load(source, map_location="cpu", weights_only=True)
     except OSError as error:
         raise missing(Path(where), error) from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+    except BROKEN:
         raise UserError(
             f"{where}: not a file of weights alone as torch.save writes it; nothing in it was executed, save "
             "the state dict again."
@@ -91,7 +101,7 @@ def check(
     checked = {}
     for name, tensor in tensors.items():
         axes = expected[name]
-        shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else None
+        shape = tuple(check_dense(tensor, name, where).shape) if isinstance(tensor, Tensor) else None
         if shape is None or len(shape) != len(axes):
             raise UserError(f"{where}: `{name}` is {shape or 'no tensor'}; it has the axes {_legend(axes)}.")
         for axis, size in zip(axes, shape, strict=True):
@@ -116,6 +126,8 @@ def integer(value: Any, name: str, where: str) -> int:
     number = value.item() if isinstance(value, Tensor) else value
     if isinstance(number, bool) or not isinstance(number, int | float) or number % 1 != 0:
         raise UserError(f"{where}: `{name}` is {number!r}; only a whole number can be used.")
+    if abs(number) > _LARGEST:
+        raise UserError(f"{where}: `{name}` has more than {len(str(_LARGEST))} digits; check what it counts.")
     return int(number)
 
 

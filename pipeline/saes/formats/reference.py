@@ -7,12 +7,12 @@ name in the file stands for an empty class.
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from patchsae.pipeline.core.tensors import BROKEN, check_archive
 from patchsae.pipeline.saes.formats.checked import check, missing
 from patchsae.pipeline.saes.sae import Sae, sae_from_tensors
 from patchsae.storage.errors import UserError
@@ -47,6 +47,7 @@ def load(path: Path) -> Sae:
 
 def _unpickle(path: Path) -> Any:
     try:
+        check_archive(path, str(path))
         # torch.load refuses names that do not belong to tensors unless they are declared safe. Here `_Inert`
         # stands for each of them.
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
@@ -54,16 +55,7 @@ def _unpickle(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise missing(path, error) from None
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        KeyError,
-        IndexError,
-        TypeError,
-        AttributeError,
-    ):
+    except BROKEN:
         raise UserError(
             f"{path}: not a checkpoint of weights and settings as torch.save writes it; nothing in it was "
             "executed, get the file again."

@@ -81,7 +81,9 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
     settings = {"architecture": "standard", **config}
     kind = config.get("activation_fn", config.get("activation_fn_str", "relu"))
     if kind == "topk" and "k" not in config:
-        settings |= {"architecture": "topk", "k": (config.get("activation_fn_kwargs") or {}).get("k")}
+        arguments = config.get("activation_fn_kwargs")
+        k = arguments.get("k") if isinstance(arguments, dict) else None
+        settings |= {"architecture": "topk", "k": k}
     return settings
 
 

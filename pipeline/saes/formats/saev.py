@@ -19,7 +19,14 @@ import torch
 
 from patchsae.pipeline.core.text import nearest
 from patchsae.pipeline.saes.formats import folding
-from patchsae.pipeline.saes.formats.checked import check, integer, missing, plain_activation, read_state
+from patchsae.pipeline.saes.formats.checked import (
+    check,
+    integer,
+    missing,
+    parse_json,
+    plain_activation,
+    read_state,
+)
 from patchsae.pipeline.saes.sae import Sae, sae_from_tensors
 from patchsae.storage.errors import UserError
 
@@ -49,7 +56,7 @@ def load(path: Path) -> Sae:
     where = str(path)
     try:
         header, _, weights = path.read_bytes().partition(b"\n")
-        settings = json.loads(header)
+        settings = parse_json(header)
     except OSError as error:
         raise missing(path, error) from None
     except ValueError:

@@ -105,3 +105,40 @@ def test_weights_that_changed_under_us_are_refused(
     save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path)
     with pytest.raises(UserError, match="digest"):
         weights.load_backbone(config, {"weights": artifact}, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        # open_clip scales positions of another size to its own, and a contiguous copy of these has 256 GB.
+        ({"visual.positional_embedding": torch.zeros(1).expand(2_000_000_000, 32)}, "claims the shape"),
+        ({"visual.proj": torch.zeros(2, 2).to_sparse()}, "is no dense tensor of real numbers"),
+        ({"visual.proj": 3}, "`visual.proj` is of type int, not a tensor"),
+        ({5: torch.zeros(1)}, "holds no state dict"),
+    ],
+    ids=["expanded", "sparse", "number", "name"],
+)
+def test_a_torch_file_made_to_take_all_memory_is_refused(
+    store: Store, runtime: Runtime, tiny_model: str, tiny_checkpoint: Path, tmp_path: Path,
+    changed: dict[object, object], message: str,
+) -> None:  # fmt: skip
+    path = tmp_path / "hostile.pt"
+    state = load_file(tiny_checkpoint)
+    for content in ({**state, **changed}, {"state_dict": {**state, **changed}}):
+        torch.save(content, path)
+        with pytest.raises(UserError, match=rf"hostile\.pt: .*{message}"):
+            run_weights(store, runtime, OpenClipConfig(model=tiny_model, checkpoint=str(path)))
+    torch.save([1], path)
+    with pytest.raises(UserError, match=r"hostile\.pt: holds no state dict"):
+        run_weights(store, runtime, OpenClipConfig(model=tiny_model, checkpoint=str(path)))
+
+
+def test_a_torch_file_is_read_as_a_safetensors_file_is(
+    store: Store, runtime: Runtime, tiny_model: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    state = load_file(tiny_checkpoint)
+    expected = run_weights(store, runtime, OpenClipConfig(model=tiny_model, checkpoint=str(tiny_checkpoint)))
+    for name, is_archive in (("archive.pt", True), ("old.pt", False)):
+        torch.save({"state_dict": state}, tmp_path / name, _use_new_zipfile_serialization=is_archive)
+        config = OpenClipConfig(model=tiny_model, checkpoint=str(tmp_path / name))
+        assert run_weights(store, runtime, config).identity == expected.identity

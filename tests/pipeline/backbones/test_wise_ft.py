@@ -93,6 +93,14 @@ def test_faults_are_sentences(tiny_checkpoint: Path, tuned: Path, tmp_path: Path
         save_file(state, tuned)
         with pytest.raises(UserError, match=message):
             run(work_on(store, experiment(tiny_checkpoint, tuned)), Runtime())
+    hostile = tmp_path / "hostile.pt"
+    for tensor, message in (
+        (torch.zeros(1).expand(10**6, 10**6), "`visual.proj` claims the shape"),
+        (7, "`visual.proj` is of type int, not a tensor"),
+    ):
+        torch.save({"visual.proj": tensor}, hostile)
+        with pytest.raises(UserError, match=message):
+            run(work_on(store, experiment(tiny_checkpoint, hostile)), Runtime())
     tuned.write_bytes(b"garbage")
     with pytest.raises(UserError, match="cannot be read as a state dict"):
         run(work_on(store, experiment(tiny_checkpoint, tuned)), Runtime())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -277,3 +279,98 @@ def test_a_folder_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a file"):
         write_folder(folder / "notes", files, replace=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sae"]
+
+
+# What is made to take all memory, or to end in a traceback.
+
+
+def state_file(path: Path, format_name: str, state: dict[str, Any]) -> Path:
+    """A file of a format that torch reads, with this state dict; returns the path to load."""
+    if format_name == "saev":
+        saev_file(path / "sae.pt", {"cls": "Relu", "params": {}}, **state)
+        return path / "sae.pt"
+    whole = {**our_saes.make("relu").tensors(), **state}
+    if format_name == "reference":
+        torch.save({"cfg": {}, "state_dict": whole}, path / "reference.pt")
+        return path / "reference.pt"
+    renamed = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "decoder.weight", "b_dec": "bias"}
+    (path / "config.json").write_text('{"trainer": {"dict_class": "AutoEncoder"}}')
+    torch.save({renamed[name]: tensor for name, tensor in whole.items()}, path / "ae.pt")
+    return path
+
+
+TORCH_FORMATS = ("saev", "reference", "dictionary_learning")
+NOT_DENSE = {
+    "sparse": torch.zeros(3, 3).to_sparse(),
+    "meta": torch.empty(3, 3, device="meta"),
+    "complex": torch.zeros(3, 3, dtype=torch.complex64),
+}
+
+
+@pytest.mark.parametrize("format_name", TORCH_FORMATS)
+def test_a_tensor_that_claims_more_than_it_holds(
+    format_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 256 GB once it is converted, in a file of 1 kB.
+    path = state_file(tmp_path, format_name, {"W_enc": torch.zeros(1).expand(64_000, 1_000_000)})
+    monkeypatch.setattr(Tensor, "float", lambda tensor: pytest.fail("converted it"))
+    assert "claims the shape (64000, 1000000) and holds 4 bytes; save a contiguous copy" in refusal(path)
+
+
+@pytest.mark.parametrize("kind", NOT_DENSE)
+@pytest.mark.parametrize("format_name", TORCH_FORMATS)
+def test_a_tensor_that_is_not_dense(format_name: str, kind: str, tmp_path: Path) -> None:
+    path = state_file(tmp_path, format_name, {"W_enc": NOT_DENSE[kind]})
+    assert "is no dense tensor of real numbers" in refusal(path)
+
+
+def rewritten(archive: bytes, compression: int, again: int = 0) -> bytes:
+    """A zip archive with its entries written by `compression`, and the largest one `again` times more."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(buffer, "w", compression) as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry), compression)
+        for number in range(again):
+            # A second entry in the list of contents, and no second copy of its bytes.
+            copy = zipfile.ZipInfo(f"copy {number}")
+            largest = max(old.infolist(), key=lambda entry: entry.file_size).filename
+            for name in ("header_offset", "CRC", "compress_size", "file_size"):
+                setattr(copy, name, getattr(new.getinfo(largest), name))
+            new.filelist.append(copy)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("format_name", TORCH_FORMATS)
+@pytest.mark.parametrize(("compression", "again"), [(zipfile.ZIP_DEFLATED, 0), (zipfile.ZIP_STORED, 9)])
+def test_an_archive_that_unpacks_to_more_than_it_has(
+    format_name: str, compression: int, again: int, tmp_path: Path
+) -> None:
+    path = state_file(tmp_path, format_name, {"W_enc": torch.zeros(300, 300)})
+    file = path if path.is_file() else path / "ae.pt"
+    header, start, archive = file.read_bytes().partition(b"PK\x03\x04")
+    file.write_bytes(header + rewritten(start + archive, compression, again))
+    assert "while torch.save compresses nothing" in refusal(path)
+
+
+NESTED = b'{"a":' * 200_000
+
+
+def test_json_that_is_nested_too_deeply(saelens: Path, tmp_path: Path) -> None:
+    (saelens / "cfg.json").write_bytes(NESTED)
+    assert "cfg.json: not readable as JSON (it is nested too deeply)" in refusal(saelens)
+    (tmp_path / "sae.pt").write_bytes(NESTED + b"\n")
+    assert "does not begin with a line of settings" in refusal(tmp_path / "sae.pt")
+
+
+def test_settings_of_other_types_than_expected(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(FILES / "saelens" / "topk", tmp_path / "topk"))
+    configure(folder, k=10**30)
+    assert "`k` has more than 9 digits" in refusal(folder)
+    (folder / "cfg.json").write_text('{"activation_fn_str": "topk", "activation_fn_kwargs": [4]}')
+    assert "`k` is None" in refusal(folder)
+
+
+@pytest.mark.parametrize("format_name", [None, "saev", "reference"])
+def test_a_pipe_is_not_waited_for(format_name: str | None, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "sae.pt")
+    assert "is no regular file" in refusal(tmp_path / "sae.pt", format_name)
