@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from patchsae.pipeline.backbones.backbone import BackboneConfig
 from patchsae.pipeline.core import registry
@@ -20,7 +18,7 @@ from patchsae.pipeline.core.config import Config, explain
 from patchsae.pipeline.core.graph import Node
 from patchsae.pipeline.core.text import nearest
 from patchsae.pipeline.evaluations.evaluation import EvaluationConfig
-from patchsae.pipeline.experiment import kinds
+from patchsae.pipeline.experiment import bounded_yaml, kinds
 from patchsae.pipeline.experiment.dag import Dag
 from patchsae.pipeline.experiment.overrides import apply_overrides
 from patchsae.pipeline.experiment.sweeps import check_distinct, expand
@@ -85,15 +83,11 @@ class Experiment(Config):
         return Dag(self.datasets, self.backbones, self.saes, self.evaluations).all_nodes()
 
 
-def _read_yaml(text: str) -> Any:
-    """Reads YAML 1.2, in which `1e-4` is a number and `on` is a word."""
-    return YAML(typ="safe", pure=True).load(text)
-
-
-def _read_value(text: str) -> Any:
+def _read_value(text: str, where: str) -> Any:
+    """The value of a `--set`, which is plain text if it is not YAML."""
     try:
-        return _read_yaml(text)
-    except YAMLError:
+        return bounded_yaml.read(text, where)
+    except bounded_yaml.NotYaml:
         return text
 
 
@@ -110,11 +104,9 @@ def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Experiment:
     Raises UserError if the text is not a valid experiment.
     """
     try:
-        raw = _read_yaml(text)
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" at line {mark.line + 1}" if mark else ""
-        raise UserError(f"{where}: not valid YAML{line}: {getattr(error, 'problem', error)}.") from None
+        raw = bounded_yaml.read(text, where)
+    except bounded_yaml.NotYaml as error:
+        raise UserError(f"{where}: {error}.") from None
     if not isinstance(raw, dict):
         raise UserError(
             f"{where}: an experiment is a mapping with name, datasets, backbones, saes, evaluations."
@@ -136,6 +128,8 @@ def load(source: str, overrides: Sequence[str] = (), presets: Path = PRESETS) ->
     if not path.is_file():
         known = [file.stem for file in presets.glob("*.yaml")]
         raise UserError(f"{source}: neither a preset nor a YAML file{nearest(source, known)}")
+    if path.stat().st_size > bounded_yaml.MAX_BYTES:
+        raise UserError(f"{path}: has more than {bounded_yaml.MAX_BYTES:,} bytes, which no experiment has.")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

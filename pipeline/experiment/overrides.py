@@ -20,12 +20,12 @@ def apply_overrides(
     overrides: Sequence[str],
     sections: Sequence[str],
     nodes: Callable[[dict[str, Any]], Sequence[Node]],
-    read: Callable[[str], Any],
+    read: Callable[[str, str], Any],
 ) -> None:
     """Changes `raw` by `PATH=VALUE` strings, in their order.
 
     `sections` are the fields of an experiment. `nodes` returns the nodes of the experiment that `raw`
-    describes so far. `read` turns the text of a value into the value. Raises UserError if a string or its
+    describes so far. `read` turns the text of a value into the value, and is told where it stands. Raises UserError if a string or its
     path is not valid.
     """
     for override in overrides:
@@ -45,7 +45,7 @@ def apply_overrides(
         if not fields:
             raise UserError(f"--set {path}: names no field; write {path}.FIELD=VALUE.")
         for place in places:
-            _set(raw, [*place, *fields], read(value), path)
+            _set(raw, [*place, *fields], read(value, f"--set {path}"), path)
 
 
 def _sources(nodes: Sequence[Node], stage: str, only: str, path: str) -> list[tuple[str, ...]]:

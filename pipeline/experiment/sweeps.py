@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from copy import deepcopy
@@ -11,7 +12,9 @@ from typing import Any
 
 from patchsae.pipeline.core.config import Config
 from patchsae.pipeline.core.text import nearest
+from patchsae.pipeline.experiment.bounded_yaml import MAX_NODES, n_nodes
 from patchsae.storage.errors import UserError
+from patchsae.storage.keys import canonical_json
 
 _FIELDS = ("base", "grid", "also")
 
@@ -32,8 +35,11 @@ def expand(raw: dict[str, Any], kinds: Mapping[str, type[Config]], where: str) -
     if not isinstance(saes, dict):
         return  # The validation of the experiment says what is wrong.
     raw["saes"] = saes
+    n_before = n_nodes(raw)
     for sweep, config in sweeps.items():
-        members = _members(config, kinds, f"{where}: `sweeps.{sweep}")
+        path = f"{where}: `sweeps.{sweep}"
+        n_before += _check(config, path, n_before)
+        members = _members(config, kinds, path)
         for suffix, fields in members:
             name = f"{sweep}-{suffix}"
             if name in saes:
@@ -44,8 +50,12 @@ def expand(raw: dict[str, Any], kinds: Mapping[str, type[Config]], where: str) -
         sweeps[sweep] = [f"{sweep}-{suffix}" for suffix, _ in members]
 
 
-def _members(config: Any, kinds: Mapping[str, type[Config]], path: str) -> list[tuple[str, dict[str, Any]]]:
-    """(suffix of the name, config) of each member of a sweep. `path` is the beginning of every error."""
+def _check(config: Any, path: str, n_before: int) -> int:
+    """The number of values in all members of a sweep. `path` is the beginning of every error.
+
+    Raises UserError if the sweep is not valid, or if the experiment, which has `n_before` values without it,
+    becomes too large. Its members are counted and not made: four lists of 100 values have 100 million.
+    """
     if not isinstance(config, dict):
         raise UserError(f"{path}` is no mapping; write base, grid and, if you like, also.")
     for field in config:
@@ -67,6 +77,25 @@ def _members(config: Any, kinds: Mapping[str, type[Config]], path: str) -> list[
             raise UserError(
                 f"{path}.grid.{field}` is {values!r}; write a list of one value or more, such as [16, 32]."
             )
+    for field in [*grid, *(name for fields in also for name in fields)]:
+        if not isinstance(field, str):
+            raise UserError(f"{path}` varies {field!r}, which is no field; a field is a word.")
+    n_points = math.prod(map(len, grid.values())) if grid else 0
+    largest = sum(1 + max(map(n_nodes, values)) for values in grid.values())
+    n_values = (n_points + len(also)) * (1 + n_nodes(base)) + n_points * largest + n_nodes(also)
+    if n_before + n_values > MAX_NODES:
+        raise UserError(
+            f"{path}` has {n_points + len(also):,} members, with which the experiment has more than "
+            f"{MAX_NODES:,} values; use shorter lists."
+        )
+    return n_values
+
+
+def _members(
+    config: Mapping[str, Any], kinds: Mapping[str, type[Config]], path: str
+) -> list[tuple[str, dict[str, Any]]]:
+    """(suffix of the name, config) of each member of a sweep that was checked."""
+    base, grid, also = config.get("base", {}), config.get("grid", {}), config.get("also", [])
     varying = sorted(grid)
     points = [
         dict(zip(varying, values, strict=True)) for values in itertools.product(*(grid[f] for f in varying))
@@ -105,15 +134,18 @@ def _word(field: str, value: Any, path: str) -> str:
 
 def check_distinct(sweeps: Mapping[str, tuple[str, ...]], saes: Mapping[str, Any]) -> None:
     """Raises ValueError, with both names, if a member would be the same artifact as another SAE."""
+    same: dict[str, list[str]] = {}
+    for name, config in saes.items():
+        same.setdefault(_identity(config), []).append(name)
     for sweep, members in sweeps.items():
         for member in members:
-            config = saes[member]
-            for name, other in saes.items():
-                if (
-                    name != member
-                    and (other.dataset, other.backbone) == (config.dataset, config.backbone)
-                    and other.key_config() == config.key_config()
-                ):
+            for name in same[_identity(saes[member])]:
+                if name != member:
                     raise ValueError(
                         f"sweeps.{sweep}: `{member}` and `{name}` are the same SAE; leave one of them out"
                     )
+
+
+def _identity(config: Any) -> str:
+    """What decides which SAE a config trains."""
+    return canonical_json([config.dataset, config.backbone, config.key_config()])

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from patchsae.pipeline.experiment.experiment import PRESETS, Experiment, parse
+from patchsae.pipeline.experiment.sweeps import expand
 from patchsae.storage.errors import UserError
 
 BASE = {"kind": "topk", "dataset": "shapes", "backbone": "shapesclip", "n_steps": 1000}
@@ -55,3 +56,28 @@ def test_a_wrong_sweep_is_one_sentence(sweep: Any, message: str) -> None:
 def test_duplicates_are_refused_naming_both() -> None:
     with pytest.raises(UserError, match="`frontier-k16` and `plain` are the same SAE"):
         swept({"base": BASE, "grid": {"k": [16, 32]}}, plain={**BASE, "k": 16})
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        (
+            {"base": BASE, "grid": {name: list(range(100)) for name in ("k", "seed", "lr", "n_latents")}},
+            r"has 100,000,000 members, with which the experiment has more than 100,000 values",
+        ),
+        ({"base": {**BASE, "lr": [0] * 50_000}, "grid": {"k": [1, 2]}}, "has 2 members, with which"),
+        ({"base": BASE, "grid": {1: [2], "k": [3]}}, "varies 1, which is no field"),
+        ({"base": BASE, "also": [{None: 2}]}, "varies None, which is no field"),
+    ],
+    ids=["many", "large", "number", "nothing"],
+)
+def test_a_sweep_is_counted_before_it_is_made(sweep: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        swept(sweep)
+    assert "\n" not in str(caught.value)
+
+
+def test_several_sweeps_are_counted_together() -> None:
+    raw = {"sweeps": {f"s{n}": {"base": BASE, "grid": {"seed": list(range(1000))}} for n in range(20)}}
+    with pytest.raises(UserError, match=r"`sweeps\.s\d+` has 1,000 members, with which"):
+        expand(raw, {}, "theirs.yaml")
