@@ -220,7 +220,11 @@ class Activations:
         largest = np.bitwise_and(bits, 0x7FFF).max(axis=tuple(range(1, bits.ndim)))
         bad = images[largest >= exponent]
         if len(bad):
-            raise self._damaged(bad, f"image {int(bad[0])} has values that are not finite")
+            raise self.not_finite(bad)
+
+    def not_finite(self, images: np.ndarray) -> UserError:
+        """The error that says that these images have values that are NaN or infinite."""
+        return self._damaged(images, f"image {int(images[0])} has values that are not finite")
 
     def _damaged(self, images: range | np.ndarray, why: str) -> UserError:
         """The error that says that the shards of these images cannot be used."""

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from typer.core import TyperGroup
 
 from patchsae.flows.cli import exchange as exchange_commands
+from patchsae.flows.cli.commands import Commands
 from patchsae.flows.cli.options import (
     ExperimentArgument,
     JsonOption,
@@ -20,36 +20,15 @@ from patchsae.flows.cli.options import (
     StoreOption,
     with_resources,
 )
-from patchsae.flows.cli.signals import exit_status, stopped_by_signals
 from patchsae.storage.errors import UserError
 
 if TYPE_CHECKING:
     from patchsae.storage.store import Store
 
 
-class _Commands(TyperGroup):
-    """Prints a UserError as one line and exits with 2; an interrupt with 130, SIGTERM 143, SIGHUP 129."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            with stopped_by_signals():
-                return super().invoke(ctx)
-        except UserError as error:
-            # The notes say what was being worked on when the error was raised.
-            notes = "".join(f"\n  {note}" for note in reversed(getattr(error, "__notes__", [])))
-            typer.echo(f"patchsae: {error}{notes}", err=True)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt as interrupt:
-            typer.echo(
-                "patchsae: interrupted; what was finished is kept, the same command goes on.",
-                err=True,
-            )
-            raise typer.Exit(exit_status(interrupt)) from None
-
-
 app = typer.Typer(
     name="patchsae",
-    cls=_Commands,
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -12,7 +12,6 @@ device once. They share nothing else, so each becomes the same SAE as when it is
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 
@@ -92,8 +91,9 @@ def begin(
     rows = split_range(inputs["images"], first.split)
     stream = _stream(first, activations, rows)
     # The stream's first batch is used only for initialisation, as in the reference (spec 2.2).
-    sample = stream.batch(0).to_float32(runtime.device)
-    _check_finite(sample, activations.artifact)
+    batch = stream.batch(0)
+    sample = batch.to_float32(runtime.device)
+    _check_finite(sample, batch.image, activations)
     tokens_per_image = len(stream.tokens)
     members = [
         Member.begin(config, out, sample, tokens_per_image, ranks)
@@ -130,7 +130,7 @@ def train(members: Sequence[Member], stream: Stream, runtime: Runtime, ranks: Ra
             )
             member.writers = opened.enter_context(writers)
         bar = opened.enter_context(runtime.reporter.bar("train", last, "steps", first))
-        for step, (x, token) in enumerate(batches, first + 1):
+        for step, (x, token, image) in enumerate(batches, first + 1):
             at_work = [t for t in left if t.step == step - 1 and t.wants_steps()]
             for member in at_work:
                 member.take_step(x, token)
@@ -138,7 +138,7 @@ def train(members: Sequence[Member], stream: Stream, runtime: Runtime, ranks: Ra
                 if (is_last or step % _STEPS_BETWEEN_CHECKS == 0) and not member.is_finite():
                     member.fail()
                 if member.failure is not None:
-                    _check_finite(x, stream.activations.artifact)
+                    _check_finite(x, image, stream.activations)
             # A signal may reach some ranks only, or each at another step: all end after the same one.
             ends = ranks.any_(torch.tensor([deferred.signal is not None], device=runtime.device)).item()
             now = time.monotonic()
@@ -163,12 +163,12 @@ def _note(members: Sequence[Member]) -> str:
 
 def _on_device(
     stream: Stream, first: int, last: int, device: str, ranks: Ranks
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's tokens of every batch, [n, d] float32, and their places in their images, [n] int64."""
+) -> Iterator[tuple[Tensor, Tensor, np.ndarray]]:
+    """This rank's tokens of every batch: [n, d] float32, their places in their images and the images, [n] int64."""
     rows = ranks.slice_of(stream.tokens_per_batch)
     for batch in stream.batches(first, last, _LOADER_THREADS):
         mine = Batch(batch.activations[rows], batch.image[rows], batch.token[rows], batch.dtype)
-        yield mine.to_float32(device), torch.from_numpy(mine.token.astype(np.int64)).to(device)
+        yield mine.to_float32(device), torch.from_numpy(mine.token.astype(np.int64)).to(device), mine.image
 
 
 def _finish(member: Member) -> Summary:
@@ -194,12 +194,11 @@ def _check_divides(
         )
 
 
-def _check_finite(x: Tensor, activations: Artifact) -> None:
-    if not math.isfinite(x.sum(dtype=torch.float64).item()):
-        raise UserError(
-            f"{activations.path}: holds activations that are not finite; `patchsae verify --discard` drops "
-            "what is damaged and the next run computes that again."
-        )
+def _check_finite(x: Tensor, image: np.ndarray, activations: Activations) -> None:
+    """Raises UserError, naming the shard, if a token of `x` [n, d], of the images `image` [n], is not finite."""
+    bad = torch.isfinite(x).all(dim=1).logical_not().cpu().numpy()
+    if bad.any():
+        raise activations.not_finite(image[bad])
 
 
 def _predict_bytes(config: TrainedSaeConfig, inputs: Mapping[str, Upstream]) -> int | None:

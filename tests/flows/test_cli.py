@@ -333,3 +333,14 @@ def test_gc_leaves_what_is_being_built(full_store: Store) -> None:
     assert f"train {artifact.path.name}: left alone" in result.stdout
     assert (artifact.path / "sae.safetensors").exists()
     assert [a.stage for a, _ in full_store.artifacts()] == ["train"]
+
+
+def test_what_is_damaged_is_left_out_of_a_query_and_said(full_store: Store) -> None:
+    table = full_store.committed("statistics")[0].path / "tables" / "latents.parquet"
+    table.write_bytes(b"")
+    result = patchsae("query", "SELECT COUNT(*) FROM masking", "--store", full_store.root)
+    assert result.exit_code == 0
+    assert result.stderr.startswith(f"patchsae: {table}: missing or truncated")
+    assert len(result.stderr.splitlines()) == 1
+    rows = json.loads(patchsae("status", "--store", full_store.root, "--json").stdout)
+    assert [row["stage"] for row in rows if row["state"] == "damaged"] == ["statistics"]
