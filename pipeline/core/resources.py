@@ -18,7 +18,8 @@ def _setting(default: Any, description: str, least: float | None = None) -> Any:
 class Resources:
     """The settings that may differ between two runs of an experiment without changing any key.
 
-    On a CPU they do not change a byte of a result, except `processes`, which changes rounding. The options of
+    On a CPU they do not change a byte of a result, except `processes`. It changes the gradient of a step by
+    rounding, and so in many steps the weights of an SAE, but hardly its quality. The options of
     `patchsae run`, the parameters of the flows and `Runtime` are made from these fields. The metadata of a
     field hold its help sentence (`description`) and its least value (`least`).
     """
@@ -37,7 +38,7 @@ class Resources:
     processes: int = _setting(
         1,
         "Processes (GPUs) of this machine that train an SAE together, started by torchrun. Another number "
-        "changes results by rounding.",
+        "changes a step by rounding, over many steps the weights, and hardly the quality.",
         1,
     )
     torchrun: str = _setting(
