@@ -177,7 +177,10 @@ def topk(d: int, n_latents: int, batch: int, rounds: int, k: int = 32) -> Measur
 
 
 def curve(d: int, n_latents: int, batch: int, n_steps: int) -> Measurements:
-    """How far the loss strays from dense fp32's over a whole training, from the same start."""
+    """How far the loss strays from dense fp32's over a whole training, from the same start.
+
+    No latent counts as dead here. Where some do, losses part further (docs/training.md, "The same again").
+    """
     world = World(d)
     batches = [world.tokens(batch) for _ in range(16)]
     lr, l1 = 1e-3, 5e-4

@@ -158,6 +158,25 @@ def test_a_diverging_loss_keeps_the_last_checkpoint(store: Store, inputs: dict[s
             assert all(np.isfinite(array).all() for array in checkpoint.arrays.values())
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [("relu_l1", {"l1_coefficient": 0.02, "dead_feature_window": 1}), ("topk", {}), ("gated", {})],
+)
+def test_bfloat16_ends_near_the_quality_of_float32(
+    store: Store, inputs: dict[str, Artifact], kind: str, settings: dict[str, float]
+) -> None:
+    """Over steps enough for latents to die and learn again, after which weights and single losses differ."""
+    x = torch.from_numpy(values()[N_TRAIN:]).float().flatten(0, 1)
+    fvu = {}
+    for precision in ("float32", "bfloat16"):
+        config = config_of(kind, n_latents=128, n_steps=260, precision=precision, **settings)
+        done = _attempt(store, config, inputs, NO_STEP)
+        fvu[precision] = evaluate(load_sae(done), [x])["fvu"]
+        assert done.scan("training").collect()["n_dead"].max() > 0
+    assert fvu["float32"] < 0.5
+    assert fvu["bfloat16"] == pytest.approx(fvu["float32"], rel=0.15), fvu
+
+
 def test_an_unknown_split_is_named(store: Store, inputs: dict[str, Artifact]) -> None:
     with pytest.raises(UserError, match=r"split `trian`.*`train`, `test`"):
         _attempt(store, config_of(split="trian"), inputs, Runtime())
