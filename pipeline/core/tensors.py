@@ -36,9 +36,9 @@ BROKEN = (
 def check_archive(source: Path | BinaryIO, where: str) -> None:
     """Raises UserError, naming `where`, if a torch file is an archive that unpacks to more bytes than it has.
 
-    `torch.save` never compresses. But torch reads compressed entries, so that 40 kB can become 40 MB, and entries
-    that share their bytes. Raises OSError if the file cannot be read, and one of `BROKEN` if the archive is not
-    sound.
+    `torch.save` never compresses. But torch reads compressed entries, so that 40 kB can become 40 MB, and
+    entries that share their bytes. Raises OSError if the file cannot be read, and one of `BROKEN` if the
+    archive is not sound.
     """
     file = source.open("rb") if isinstance(source, Path) else source
     try:
@@ -60,8 +60,8 @@ def check_archive(source: Path | BinaryIO, where: str) -> None:
 def check_dense(found: Any, name: str, where: str) -> Tensor:
     """`found`, if it is a tensor of plain numbers on the CPU, each of which the file holds.
 
-    Raises UserError, naming `where` and `name`, if it is anything else. An expanded tensor can claim any shape
-    and hold one number, and takes the memory of its shape once it is converted. A sparse tensor does so too.
+    Raises UserError, naming `where` and `name`, if it is anything else. An expanded tensor can claim any
+    shape and hold one number, and takes the memory of its shape once it is converted; so can a sparse tensor.
     """
     if not isinstance(found, Tensor):
         raise UserError(

@@ -1,7 +1,7 @@
 """Reads YAML within bounds, since an experiment's file may come from others.
 
-An alias (`*name`) repeats what an anchor (`&name`) marks. So a file of 1 kB can stand for a billion values, which
-are counted here before any of them is made.
+An alias (`*name`) repeats what an anchor (`&name`) marks. So a file of 1 kB can stand for a billion values,
+which are counted here before any of them is made.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ def apply_overrides(
     """Changes `raw` by `PATH=VALUE` strings, in their order.
 
     `sections` are the fields of an experiment. `nodes` returns the nodes of the experiment that `raw`
-    describes so far. `read` turns the text of a value into the value, and is told where it stands. Raises UserError if a string or its
-    path is not valid.
+    describes so far. `read` turns the text of a value into the value, and is told where it stands. Raises
+    UserError if a string or its path is not valid.
     """
     for override in overrides:
         path, equals, value = override.partition("=")

@@ -27,6 +27,24 @@ ARTIFACT_COLUMNS: dict[str, tuple[Any, str]] = {
     "config": (pl.String, "Hashed config of the artifact, as JSON."),
 }
 
+# The functions with which Polars SQL reads files and URLs: read_csv, read_parquet, read_ipc, read_json and
+# read_ndjson, in capitals and quotes too. Those that later versions add will hardly have other names.
+_READER = re.compile(r"(?<![a-z_])read_\w+", re.IGNORECASE)
+# What Polars takes for a text, a comment or a quoted name, where there is no doubt about it.
+_TOKEN = re.compile(
+    r"""(?<![\w&])'(?P<text>[^'\\]*)'
+      | (?<![^\s\w)"'`,;])--[^\r\n]*
+      | (?<![^\s\w)"'`,;])/\*(?:(?!/\*|\*/).)*\*/
+      | (?<![\w&])"(?P<double>[^"\\]*)"
+      | (?<![\w&])`(?P<back>[^`\\]*)`""",
+    re.VERBOSE | re.DOTALL,
+)
+# What is left of the others: of escapes, of texts with a prefix (E'') or in dollars, of nested comments.
+_DOUBT = re.compile(r"['\"`\\$#\r]|--|/\*|\*/")
+# Polars also calls a function whose name is written as a text, as in FROM 'read_csv'('file').
+_NAME = "\N{WHITE SQUARE}"
+_CALLED_TEXT = re.compile(rf"{_NAME}\s*(\(|PARTITION\b)", re.IGNORECASE)
+
 
 def _artifacts(store: Store, experiment: str | None) -> pl.LazyFrame:
     rows = [
@@ -39,8 +57,9 @@ def _artifacts(store: Store, experiment: str | None) -> pl.LazyFrame:
 def execute(store: Store, query: str, experiment: str | None = None) -> pl.DataFrame:
     """The rows of a SQL query over a store, or over one experiment of it. Only tables it mentions are opened.
 
-    Raises UserError if the query is not valid.
+    Raises UserError if the query is not valid, or if it reads anything but tables of the store.
     """
+    _refuse_files(query)
     catalog = Catalog(store, experiment)
     words = set(re.findall(r"\w+", query))
     frames = {name: catalog.scan(name) for name in catalog.artifacts if name in words}
@@ -52,6 +71,26 @@ def execute(store: Store, query: str, experiment: str | None = None) -> pl.DataF
     except pl.exceptions.PolarsError as error:
         message = str(error).splitlines()[0]
         raise UserError(_explain(message, [*catalog.artifacts, ARTIFACTS], frames)) from None
+
+
+def _refuse_files(query: str) -> None:
+    """Raises UserError if a query calls a function that reads files, however it is written.
+
+    Texts and comments may name such a function. Up to the first token that is in doubt, `_TOKEN` divides the
+    query as Polars does. That token leaves a character of `_DOUBT`, so that nothing can hide behind it.
+    """
+    query = query.replace("\r\n", "\n")
+    found = _READER.search(query)
+    if found is None:
+        return
+    code = _TOKEN.sub(lambda token: f" {_NAME} " if _READER.fullmatch(token["text"] or "") else " ", query)
+    names = [token["double"] or token["back"] or "" for token in _TOKEN.finditer(query)]
+    called = next(filter(None, map(_READER.search, [code, *names])), None)
+    if called or _DOUBT.search(code) or _CALLED_TEXT.search(code):
+        raise UserError(
+            f"query: `{(called or found)[0]}` reads files, and a query can read only the tables of the store"
+            "; read other files with Polars in Python."
+        )
 
 
 def _explain(message: str, known: list[str], frames: dict[str, pl.LazyFrame]) -> str:

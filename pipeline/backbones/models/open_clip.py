@@ -101,8 +101,8 @@ class OpenClipConfig(BackboneConfig):
 def check_checkpoint(path: Path) -> None:
     """Raises UserError if a torch file holds no state dict, or one that takes more memory than it has bytes.
 
-    Other formats cannot. Raises what torch raises for a file that it cannot read. Reads names and shapes alone,
-    since the tensors of an archive are mapped into memory.
+    Other formats cannot. Raises what torch raises for a file that it cannot read. Only names and shapes are
+    read, since the tensors of an archive are mapped into memory.
     """
     if path.suffix in (".safetensors", ".npz", ".npy"):
         return
