@@ -10,6 +10,7 @@ import io
 import os
 import re
 import stat
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,9 @@ seconds and 2.3 GB."""
 MAX_ASPECT = 1000
 """How many times longer than its shorter side an image may be. Preprocessing scales the shorter side to that
 of the backbone, so that an image of 1 x 20,000 pixels would get a billion pixels."""
+
+# Pillow warns of images from 89 million pixels on. The bound above takes the place of that.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+", re.IGNORECASE)
 

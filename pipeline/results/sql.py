@@ -68,6 +68,10 @@ def execute(store: Store, query: str, experiment: str | None = None) -> pl.DataF
     context = pl.SQLContext(frames=frames)
     try:
         return context.execute(query, eager=True)
+    except OSError as error:
+        raise UserError(
+            f"query: {error.filename or 'a table'} was deleted or replaced while it was read ({error}); query again."
+        ) from None
     except pl.exceptions.PolarsError as error:
         message = str(error).splitlines()[0]
         raise UserError(_explain(message, [*catalog.artifacts, ARTIFACTS], frames)) from None
