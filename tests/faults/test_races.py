@@ -11,7 +11,7 @@ from tests.faults.world import World
 def test_every_stage_that_reads_is_raced(world: World) -> None:
     readers = {reader.split("/")[0] for reader, _ in pairs(world)}
     assert readers == {
-        *("extract", "classifier", "train", "statistics", "masking", "reconstruction", "frontier")
+        *("extract", "classifier", "train", "import", "statistics", "masking", "reconstruction", "frontier")
     }
     assert len(pairs(world)) > 15 and len(CHANGERS) == 4
 

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import open_clip
 import torch
-import yaml
-from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from patchsae.flows.cli.app import app
@@ -27,7 +25,7 @@ from patchsae.pipeline.experiment.upkeep import verify
 from patchsae.storage import activations
 from patchsae.storage.errors import StoreWarning, UserError
 from patchsae.storage.store import Store
-from tests.support.crash import EXPERIMENT
+from tests.support.crash import experiment_text, write_files
 from tests.support.small_run import MODELS
 
 SILENT, BLESSED, TRACEBACK, LITTER = "silent differences", "blessed damage", "tracebacks", "litter"
@@ -69,12 +67,9 @@ class World:
         prepare_process()
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint = folder / "tiny model.safetensors"
-        torch.manual_seed(0)
-        state = open_clip.create_model("patchsae-tiny").state_dict()
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, checkpoint)
+        write_files(checkpoint)
         path = folder / "tiny.yaml"
-        path.write_text(EXPERIMENT.format(checkpoint=str(checkpoint)))
-        assert yaml.safe_load(path.read_text())["name"] == "tiny"
+        path.write_text(experiment_text(checkpoint))
         experiment, store = load(str(path)), Store(folder / "whole")
         run(work_on(store, experiment), Runtime())
         return cls(folder, experiment, path, store, content(store))

@@ -11,6 +11,7 @@ from typing import Literal
 
 import open_clip
 import torch
+from safetensors.torch import save_file
 
 from patchsae.pipeline.core.progress import Reporter
 from patchsae.pipeline.core.stage import Runtime
@@ -18,6 +19,7 @@ from patchsae.pipeline.experiment.experiment import parse
 from patchsae.pipeline.experiment.request import work_on
 from patchsae.pipeline.experiment.run import run
 from patchsae.pipeline.experiment.upkeep import delete_unneeded, drop_damaged, verify
+from patchsae.pipeline.saes.sae import CONFIG, WEIGHTS, Sae
 from patchsae.storage import activations
 from patchsae.storage.store import Store
 from tests.support.small_run import MODELS
@@ -31,6 +33,7 @@ backbones:
   tiny: {{kind: open_clip, model: patchsae-tiny, checkpoint: {checkpoint!r}}}
 saes:
   relu: {{kind: relu_l1, dataset: digits, backbone: tiny, n_latents: 64, batch_size: 128, n_steps: 4}}
+  another: {{kind: imported, dataset: digits, backbone: tiny, path: {sae!r}}}
 sweeps:
   sweep:
     base: {{kind: topk, dataset: digits, backbone: tiny, n_latents: 64, batch_size: 128, n_steps: 4}}
@@ -38,8 +41,27 @@ sweeps:
 evaluations:
   statistics: {{kind: statistics, sae: relu, tau: 0.01}}
   masking: {{kind: masking, statistics: statistics, ks: [1], n_random: 1}}
+  of-another: {{kind: statistics, sae: another, tau: 0.01}}
   frontier: {{kind: frontier, saes: [relu]}}
 """
+
+
+def experiment_text(checkpoint: Path) -> str:
+    """The experiment with the files that `write_files` makes: the checkpoint, and an SAE beside it."""
+    return EXPERIMENT.format(checkpoint=str(checkpoint), sae=str(checkpoint.with_name("an sae")))
+
+
+def write_files(checkpoint: Path) -> None:
+    """Random weights of the tiny model, and an SAE for its activations, in files."""
+    torch.manual_seed(0)
+    state = open_clip.create_model("patchsae-tiny").state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, checkpoint)
+    W = torch.randn(32, 48) / 6
+    sae = Sae(W, torch.zeros(48), W.T.contiguous(), torch.zeros(32))
+    folder = checkpoint.with_name("an sae")
+    folder.mkdir()
+    save_file(sae.tensors(), folder / WEIGHTS)
+    (folder / CONFIG).write_text("{}")
 
 
 Action = Literal["run", "rerun", "gc", "discard"]
@@ -56,7 +78,7 @@ def run_until(root: str, checkpoint: str, at: int, counter: str, action: Action 
     # Several shards, so that there are parts.
     activations._CHUNK_BYTES = 17 * 32 * 2 * 8
     n_writes = die_before(at)
-    store, experiment = Store(root), parse(EXPERIMENT.format(checkpoint=checkpoint), "tiny")
+    store, experiment = Store(root), parse(experiment_text(Path(checkpoint)), "tiny")
     match action:
         case "run":
             run(work_on(store, experiment), Runtime(checkpoint_seconds=0.0))
