@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from patchsae.pipeline.experiment.experiment import parse
 from patchsae.pipeline.experiment.request import work_on
 from patchsae.pipeline.experiment.run import run
 from patchsae.storage.store import Store
-from tests.support.prefect_server import EXPERIMENT, Server, quiet_environment
+from tests.support.prefect_server import EXPERIMENT, Server, on_a_leash, quiet_environment
 
 
 @pytest.fixture(scope="session")
@@ -30,11 +31,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}/api"
     environment = quiet_environment(home) | {"PREFECT_UI_ENABLED": "false"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-    )
+    command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    process = on_a_leash([sys.executable, "-m", *command], environment, subprocess.DEVNULL)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while True:
         assert process.poll() is None, "the server did not start"
@@ -44,8 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         except OSError:
             time.sleep(0.2)
     yield Server(url, environment | {"PREFECT_API_URL": url})
-    process.terminate()
-    process.wait()
+    process.communicate()
 
 
 @pytest.fixture
@@ -53,6 +50,14 @@ def in_server(server: Server) -> Iterator[Server]:
     """Flows called in the test itself report to the server."""
     with temporary_settings({PREFECT_API_URL: server.url, PREFECT_LOGGING_TO_API_ENABLED: False}):
         yield server
+
+
+@pytest.fixture
+def hangups() -> Iterator[None]:
+    """SIGHUP does what it does by itself, also where the tests run under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="session")

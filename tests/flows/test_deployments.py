@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,8 +29,7 @@ def worker(server: Server) -> Iterator[Server]:
     server.run("prefect", "--no-prompt", "deploy", "--all")
     process = server.start("prefect", "worker", "start", "--pool", "patchsae", "--limit", "1")
     yield server
-    os.killpg(process.pid, signal.SIGTERM)
-    process.wait()
+    process.communicate()
 
 
 def of(run: FlowRun) -> FlowRunFilter:

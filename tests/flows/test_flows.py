@@ -58,6 +58,7 @@ def read_until(process: subprocess.Popen[str], beginning: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("hangups")
 def test_without_a_server_interrupted_and_completed_on_dask(
     serial: Store, little: Path, tmp_path: Path
 ) -> None:

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -37,24 +37,35 @@ server._answers = answers
 app.app()
 """
 BOTH = (signal.SIGTERM, signal.SIGHUP)
+pytestmark = pytest.mark.usefixtures("hangups")
+Held = Callable[[str], subprocess.Popen[str]]
 
 
-def held(code: str, tmp_path: Path, preexec: Callable[[], object] | None = None) -> subprocess.Popen[str]:
-    """`patchsae run demo`, once it is where `code` holds it."""
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[Held]:
+    """Starts `patchsae run demo`, and returns once it is where the given code holds it."""
+    started: list[subprocess.Popen[str]] = []
     (tmp_path / "tmp").mkdir()
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "run", "demo", "--store", str(tmp_path / "store")],
-        env=quiet_environment(tmp_path / "prefect") | {"TMPDIR": str(tmp_path / "tmp")},
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        preexec_fn=preexec,
-    )
-    assert process.stdout is not None
-    assert any(line == "here\n" for line in process.stdout)
-    return process
+
+    def start(code: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, "run", "demo", "--store", str(tmp_path / "store")],
+            env=quiet_environment(tmp_path / "prefect") | {"TMPDIR": str(tmp_path / "tmp")},
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        started.append(process)
+        assert process.stdout is not None
+        assert any(line == "here\n" for line in process.stdout)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def assert_ended(process: subprocess.Popen[str], number: signal.Signals, tmp_path: Path) -> None:
@@ -65,15 +76,15 @@ def assert_ended(process: subprocess.Popen[str], number: signal.Signals, tmp_pat
 
 
 @pytest.mark.parametrize("number", [*BOTH, signal.SIGINT])
-def test_while_it_plans(number: signal.Signals, tmp_path: Path) -> None:
-    process = held(WHILE_PLANNING, tmp_path)
+def test_while_it_plans(number: signal.Signals, held: Held, tmp_path: Path) -> None:
+    process = held(WHILE_PLANNING)
     process.send_signal(number)
     assert_ended(process, number, tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM])
-def test_while_the_server_starts(number: signal.Signals, tmp_path: Path) -> None:
-    process = held(WHILE_THE_SERVER_STARTS, tmp_path)
+def test_while_the_server_starts(number: signal.Signals, held: Held, tmp_path: Path) -> None:
+    process = held(WHILE_THE_SERVER_STARTS)
     servers = psutil.Process(process.pid).children(recursive=True)
     assert servers
     # As a cluster's scheduler does it: to every process of the job, and once more.
@@ -83,8 +94,8 @@ def test_while_the_server_starts(number: signal.Signals, tmp_path: Path) -> None
     assert psutil.wait_procs(servers, timeout=60)[1] == []
 
 
-def test_killed_while_the_server_starts(tmp_path: Path) -> None:
-    process = held(WHILE_THE_SERVER_STARTS, tmp_path)
+def test_killed_while_the_server_starts(held: Held, tmp_path: Path) -> None:
+    process = held(WHILE_THE_SERVER_STARTS)
     servers = psutil.Process(process.pid).children(recursive=True)
     assert list((tmp_path / "tmp").glob("patchsae-*"))
     process.kill()
@@ -93,8 +104,10 @@ def test_killed_while_the_server_starts(tmp_path: Path) -> None:
     assert list((tmp_path / "tmp").glob("patchsae-*")) == []
 
 
-def test_nohup_stays_nohup(tmp_path: Path) -> None:
-    process = held(WHILE_PLANNING, tmp_path, lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+def test_nohup_stays_nohup(held: Held, tmp_path: Path) -> None:
+    # What `nohup` does.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    process = held(WHILE_PLANNING)
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM)
     assert_ended(process, signal.SIGTERM, tmp_path)

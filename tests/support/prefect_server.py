@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,15 +57,24 @@ class Server:
         )
 
     def start(self, *command: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", *command],
-            env=self.environment,
-            cwd=ROOT,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        """Starts a process that runs until its `communicate` is called."""
+        return on_a_leash([sys.executable, "-m", *command], self.environment)
+
+
+def on_a_leash(
+    command: Sequence[str], environment: Mapping[str, str], stdout: int = subprocess.PIPE
+) -> subprocess.Popen[str]:
+    """Starts a process that ends, with all that it has started, when this one closes its input or is gone."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.support.leash", *command],
+        env=environment,
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=stdout,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
 
 
 def quiet_environment(home: Path) -> dict[str, str]:
