@@ -52,6 +52,7 @@ def test_records_in_a_store_are_not_executed(
 ) -> None:
     with tags(name := uuid4().hex):
         experiment(experiment=str(little), store=str(store.root))
+    assert not planted.exists()
     states = task_states(FlowRunFilter(tags=FlowRunFilterTags(all_=[name])), len(ADDRESSES))
     assert set(states.values()) == {"Cached"}
     # Again, with a stage to build in this process and one to build on Dask workers.
