@@ -162,7 +162,7 @@ class Activations:
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
         artifact.read(f"{ARRAY}/{_METADATA}")  # Raises UserError if it is damaged.
-        self._array: zarr.Array = zarr.open_array(artifact.path / ARRAY, mode="r")
+        self._array: zarr.Array = zarr.open_array(artifact.path / ARRAY, mode="r", zarr_format=3)
         self.attributes: dict[str, Any] = dict(self._array.attrs)
         self.dtype: ActivationDtype = self.attributes["dtype"]
         self.n_images, self.tokens_per_image, self.width = self._array.shape
