@@ -122,6 +122,15 @@ class Records:
         found = {name: self._read(name) for name in self._names()}
         return {name: record for name, record in found.items() if record is not None}
 
+    def current(self) -> dict[str, ExperimentRecord]:
+        """The records without those of earlier versions of an experiment, by their names."""
+        found = self.all()
+        return {
+            name: record
+            for name, record in found.items()
+            if not any(name == _longer(other, record) for other in found)
+        }
+
     def faults(self) -> list[tuple[Path, str]]:
         """The files that cannot be read as records, each with a sentence."""
         return [

@@ -7,10 +7,25 @@ from collections.abc import Sequence
 from patchsae.pipeline.core.text import nearest
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.errors import UserError
+from patchsae.storage.records import ExperimentRecord
 from patchsae.storage.store import Store
 
 SAE_STAGES = ("train", "import")
 _DIGITS = 4
+
+
+def records_of(store: Store, experiment: str | None) -> dict[str, ExperimentRecord]:
+    """The records that names are looked up in: that of one experiment, or all current ones.
+
+    An earlier version of an experiment has a record too, which is looked up only if it is named. Raises UserError if
+    there is no experiment of that name.
+    """
+    if experiment is None:
+        return store.records.current()
+    known = store.records.all()
+    if experiment not in known:
+        raise UserError(f"{store.root}: no experiment `{experiment}`{nearest(experiment, known)}")
+    return {experiment: known[experiment]}
 
 
 def find(store: Store, word: str, experiment: str | None = None, stages: Sequence[str] = ()) -> Artifact:
@@ -20,14 +35,9 @@ def find(store: Store, word: str, experiment: str | None = None, stages: Sequenc
     `experiment` limits the search to one experiment, and `stages` to some stages. Raises UserError if there
     is no such artifact, if there are several, or if it is damaged.
     """
-    records = store.records.all()
-    if experiment is not None and experiment not in records:
-        raise UserError(f"{store.root}: no experiment `{experiment}`{nearest(experiment, records)}")
     named: dict[tuple[str, str], str] = {}
     known: set[str] = set()
-    for name, record in records.items():
-        if experiment not in (None, name):
-            continue
+    for name, record in records_of(store, experiment).items():
         for address, node in record.nodes.items():
             if stages and node.stage not in stages:
                 continue

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from patchsae.pipeline.core.text import nearest
-from patchsae.storage.errors import UserError
+from patchsae.pipeline.results.find import records_of
 from patchsae.storage.store import Store
 
 
@@ -16,15 +15,12 @@ def status_rows(store: Store, experiment: str | None = None) -> list[dict[str, A
     identity of the artifact that filled it. `config` is the hashed config. Raises UserError if there is no
     such experiment.
     """
-    records = store.records.all()
-    if experiment is not None and experiment not in records:
-        raise UserError(f"{store.root}: no experiment `{experiment}`{nearest(experiment, records)}")
+    records = store.records.all() if experiment is None else records_of(store, experiment)
     names: dict[tuple[str, str], list[str]] = {}
     for name, record in records.items():
-        if experiment in (None, name):
-            for address, node in record.nodes.items():
-                folder = store.at(node.stage, node.key).path.name
-                names.setdefault((node.stage, folder), []).append(f"{name}: {address}")
+        for address, node in record.nodes.items():
+            folder = store.at(node.stage, node.key).path.name
+            names.setdefault((node.stage, folder), []).append(f"{name}: {address}")
     rows = []
     for artifact, state in store.artifacts():
         known_as = names.get((artifact.stage, artifact.path.name), [])

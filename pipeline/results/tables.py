@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from patchsae.pipeline.core.text import nearest
-from patchsae.pipeline.results.find import SAE_STAGES
+from patchsae.pipeline.results.find import SAE_STAGES, records_of
 from patchsae.storage import tables
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.errors import StoreWarning, UserError
@@ -53,13 +52,7 @@ class Catalog:
     """Name of a table -> the committed artifacts that have it."""
 
     def __post_init__(self) -> None:
-        records = self.store.records.all()
-        if self.experiment is not None:
-            if self.experiment not in records:
-                raise UserError(
-                    f"{self.store.root}: no experiment `{self.experiment}`{nearest(self.experiment, records)}"
-                )
-            records = {self.experiment: records[self.experiment]}
+        records = records_of(self.store, self.experiment)
         self._known = {}
         for record in records.values():
             for node in record.nodes.values():

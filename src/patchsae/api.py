@@ -34,7 +34,7 @@ from patchsae.pipeline.backbones.weights import load_backbone
 from patchsae.pipeline.experiment.dag import Dag
 from patchsae.pipeline.experiment.experiment import Experiment
 from patchsae.pipeline.images.files import decode_rgb, image_files, read_file, reason
-from patchsae.pipeline.results.find import SAE_STAGES, find, input_of
+from patchsae.pipeline.results.find import SAE_STAGES, find, input_of, records_of
 from patchsae.pipeline.results.sql import execute
 from patchsae.pipeline.results.status import status_rows
 from patchsae.pipeline.results.tables import Catalog
@@ -148,15 +148,15 @@ class OpenStore:
     def sae(self, name: str, experiment: str | None = None, evaluation: str | None = None) -> OpenSae:
         """An SAE by its name.
 
-        `experiment` is needed if several experiments have different SAEs of that name. `evaluation` is needed
+        `experiment` is needed if several experiments have different SAEs of that name; earlier versions of an
+        experiment are looked at only if it names them. `evaluation` is needed
         if several evaluations of kind `statistics` were made of the SAE. Raises UserError if no experiment
         has the SAE, or if several have different ones.
         """
         found = []
-        for of, record in self.store.records.all().items():
-            if experiment in (None, of):
-                nodes = (record.nodes.get(f"{stage}/{name}") for stage in SAE_STAGES)
-                found += [_Place(of, record, node) for node in nodes if node is not None]
+        for of, record in records_of(self.store, experiment).items():
+            nodes = (record.nodes.get(f"{stage}/{name}") for stage in SAE_STAGES)
+            found += [_Place(of, record, node) for node in nodes if node is not None]
         if not found:
             known = ", ".join(sorted(set(self.saes["sae"].drop_nulls()))) or "none"
             raise UserError(f"sae {name}: no experiment of this store has it (there are {known}).")

@@ -22,11 +22,12 @@ from patchsae.pipeline.core.stage import Runtime
 from patchsae.pipeline.experiment.experiment import load
 from patchsae.pipeline.experiment.request import work_on
 from patchsae.pipeline.experiment.run import run
-from patchsae.pipeline.experiment.upkeep import delete_unneeded, drop_damaged, verify
+from patchsae.pipeline.experiment.upkeep import drop_damaged, verify
 from patchsae.storage.artifacts import Artifact, Builder
 from patchsae.storage.errors import UserError
 from patchsae.storage.store import Store
 from tests.faults.world import SILENT, TRACEBACK, Tally, World, prepare_process
+from tests.support.crash import collect_everything
 
 Changer = Literal["rerun", "gc", "discard", "repair"]
 CHANGERS: tuple[Changer, ...] = ("rerun", "gc", "discard", "repair")
@@ -66,9 +67,7 @@ def _change(root: str, yaml: str, changer: Changer, address: str, folder: str) -
             case "repair":
                 _run(root, yaml, only=[address])
             case "gc":
-                for name in store.records.all():
-                    store.records.forget(name)
-                delete_unneeded(store)
+                collect_everything(store)
             case "discard":
                 drop_damaged(store, verify(store, Reporter()))
 

@@ -64,6 +64,13 @@ def write_files(checkpoint: Path) -> None:
     (folder / CONFIG).write_text("{}")
 
 
+def collect_everything(store: Store) -> None:
+    """Forgets every record, and deletes what no record needs."""
+    for name in store.records.all():
+        store.records.forget(name)
+    delete_unneeded(store)
+
+
 Action = Literal["run", "rerun", "gc", "discard"]
 
 
@@ -86,9 +93,7 @@ def run_until(root: str, checkpoint: str, at: int, counter: str, action: Action 
             stages = [node.stage.name for node in experiment.nodes()]
             run(work_on(store, experiment, rerun=stages), Runtime(checkpoint_seconds=0.0))
         case "gc":
-            for name in store.records.all():
-                store.records.forget(name)
-            delete_unneeded(store)
+            collect_everything(store)
         case "discard":
             drop_damaged(store, verify(store, Reporter()))
     Path(counter).write_text(str(n_writes()))

@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+import patchsae
 from patchsae.flows.cli.show import pick_json, pick_text
 from patchsae.pipeline.core.stage import Runtime
 from patchsae.pipeline.experiment.experiment import parse
@@ -211,3 +212,31 @@ def test_a_frontier_that_two_experiments_share_or_that_none_names(tmp_path: Path
     picked = best(rows, "fvu", None, None)
     assert f"train/{rows['sae'][0]}, {store.root}" in pick_text(rows, picked, "fvu")
     assert '"picked": true' in pick_json(rows, picked)
+
+
+def test_names_are_those_of_the_newest_version_of_an_experiment(tmp_path: Path) -> None:
+    """Somebody changes the YAML file and runs it again."""
+    store = Store(tmp_path / "store")
+    keys = []
+    for seed in (1, 2):
+        experiment = parse(
+            AGAIN.replace("name: again", "name: mine").replace("seed: 7", f"seed: {seed}"), "mine"
+        )
+        keys.append(run(work_on(store, experiment), Runtime())["train/two"].key)
+    first, second = keys
+    assert first != second
+    [earlier] = set(store.records.all()) - {"mine"}
+    assert earlier.startswith("mine-")
+    assert find_sae(store, "two").key == second == patchsae.open(store.root).sae("two").artifact.key
+    assert (
+        find_sae(store, "two", earlier).key
+        == first
+        == patchsae.open(store.root).sae("two", earlier).artifact.key
+    )
+    named = names(Catalog(store).scan("training"), "sae", "artifact")
+    assert ("two", second) in named and (None, first) in named and ("two", first) not in named
+    assert ("two", first) in names(Catalog(store, earlier).scan("training"), "sae", "artifact")
+    rows = {row["key"]: row["names"] for row in status_rows(store)}
+    assert rows[first] == [f"{earlier}: train/two"] and rows[second] == ["mine: train/two"]
+    store.records.forget("mine")
+    assert find_sae(store, "two").key == first, "the only version that is left"
