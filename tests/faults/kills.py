@@ -20,12 +20,19 @@ from patchsae.storage.store import Store
 from tests.faults.world import LITTER, SILENT, TRACEBACK, Tally, World, check_whole
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-# The command line does not know the tiny model, so it is run by a program that adds it.
+# The command line does not know the tiny model, so it is run by a program that adds it once the command has begun.
 _PROGRAM = """
-import sys
-from tests.faults.world import prepare_process
-prepare_process()
+from typer.core import TyperGroup
 from patchsae.flows.cli.app import app
+
+invoke = TyperGroup.invoke
+
+def prepared(group, context):
+    from tests.faults.world import prepare_process
+    prepare_process()
+    return invoke(group, context)
+
+TyperGroup.invoke = prepared
 app()
 """
 _SECONDS = 120.0
