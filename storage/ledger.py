@@ -16,8 +16,8 @@ class Ledger:
     """The finished parts of the artifact in `root`: one small file per part.
 
     A part's entry is written only after the part's files were forced to the disk, so a crash cannot lose data
-    that the ledger lists. A part counts as missing if its entry was edited or one of its files has another
-    size.
+    that the ledger lists. A part counts as missing if its entry was edited, names a file outside the artifact, or
+    one of its files has another size.
     """
 
     def __init__(self, root: Path) -> None:
@@ -53,7 +53,8 @@ class Ledger:
         try:
             entry = parse_json(self._entry(part).read_bytes())
             claimed = entry.pop("digest")
-            return entry if claimed == digest_json(entry) else None
+            inside = all(FileRecord(**file).is_inside() for file in entry["files"])
+            return entry if inside and claimed == digest_json(entry) else None
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             return None
 

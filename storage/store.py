@@ -266,10 +266,11 @@ class Store:
         """Takes the manifest and the files of the wrong size away from a damaged artifact.
 
         The next run completes it from what is left. Needs the building lock. If a process reads the artifact,
-        calls `on_wait` and waits.
+        calls `on_wait` and waits. Raises UserError if its folder is a link.
         """
         if not artifact.is_committed:
             return
+        self._refuse_links(artifact)
         with self.changing(artifact, on_wait):
             outputs: list[str] = []
             with contextlib.suppress(UserError):

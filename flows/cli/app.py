@@ -234,7 +234,7 @@ def verify(
     elif discard:
         dropped = drop_damaged(opened, found)
         typer.echo(dropped_text(dropped))
-        if dropped.busy:
+        if dropped.left:
             raise typer.Exit(1)
     else:
         typer.echo("`patchsae verify --discard` drops what is damaged, so that the next run restores it.")

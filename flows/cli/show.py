@@ -78,8 +78,8 @@ def dropped_text(dropped: Dropped) -> str:
         for artifact in dropped.made_from_them
     ]
     lines += [
-        f"{artifact.stage} {artifact.key[:16]}: left alone, a process builds or reads it; try again when it has ended."
-        for artifact in dropped.busy
+        f"{artifact.stage} {artifact.key[:16]}: left as it is: {why.rstrip('.')}."
+        for artifact, why in dropped.left.items()
     ]
     return "\n".join([*lines, "Run the experiment again to restore what was dropped."])
 

@@ -114,11 +114,11 @@ def _made_from(artifact: Artifact, sound: Sequence[Artifact]) -> Iterator[Artifa
 
 @dataclass(frozen=True)
 class Dropped:
-    """What `drop_damaged` did. `busy` are artifacts that were left because a process uses them."""
+    """What `drop_damaged` did. `left` are the artifacts that it could not drop, each with a sentence."""
 
     damaged: list[Artifact]
     made_from_them: list[Artifact]
-    busy: list[Artifact]
+    left: dict[Artifact, str]
 
 
 def drop_damaged(store: Store, found: Found) -> Dropped:
@@ -127,33 +127,45 @@ def drop_damaged(store: Store, found: Found) -> Dropped:
     Deletes damaged files with their ledger entries and manifests, what was made from them, and records that
     cannot be read.
     """
-    damaged: list[Artifact] = []
-    follows: list[Artifact] = []
-    busy: list[Artifact] = []
+    dropped = Dropped([], [], {})
     for damage in found.damages:
         # What follows goes first: a process killed in between leaves the damage, which is found again.
         for artifact in damage.made_from_it:
-            if artifact not in (*follows, *busy):
-                (follows if _alone(store, artifact, _discard) else busy).append(artifact)
-        if any(artifact in busy for artifact in damage.made_from_it):
-            busy.append(damage.artifact)
+            if artifact not in dropped.made_from_them:
+                _try(store, artifact, _discard, dropped.made_from_them, dropped.left)
+        if any(artifact in dropped.left for artifact in damage.made_from_it):
+            dropped.left[damage.artifact] = "what was made from it must be dropped first"
             continue
 
         def drop(store: Store, artifact: Artifact, damage: Damage = damage) -> None:
             store.drop(artifact, refuse)
             store.drop_files(artifact, damage.files)
 
-        (damaged if _alone(store, damage.artifact, drop) else busy).append(damage.artifact)
+        _try(store, damage.artifact, drop, dropped.damaged, dropped.left)
     for path, _ in found.records:
         remove(path)
-    return Dropped(damaged, follows, busy)
+    return dropped
+
+
+Act = Callable[[Store, Artifact], None]
+
+
+def _try(store: Store, artifact: Artifact, act: Act, done: list[Artifact], left: dict[Artifact, str]) -> None:
+    """Acts on an artifact, and notes that it did or why it could not."""
+    try:
+        if _alone(store, artifact, act):
+            done.append(artifact)
+        else:
+            left[artifact] = "a process builds or reads it; try again when it has ended"
+    except UserError as error:
+        left[artifact] = str(error)
 
 
 def _discard(store: Store, artifact: Artifact) -> None:
     store.discard(artifact, refuse)
 
 
-def _alone(store: Store, artifact: Artifact, act: Callable[[Store, Artifact], None]) -> bool:
+def _alone(store: Store, artifact: Artifact, act: Act) -> bool:
     """Acts on an artifact that no process builds or reads. Returns whether it did."""
     try:
         with store.building(artifact, refuse):

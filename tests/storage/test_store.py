@@ -193,6 +193,15 @@ def test_a_manifest_that_names_a_file_elsewhere_is_refused(store: Store, name: s
     assert [state for _, state in store.artifacts()] == ["damaged"]
 
 
+def test_a_ledger_that_names_a_file_elsewhere_is_no_ledger(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"mine")
+    builder = store.begin(store.at("make", KEY))
+    builder.ledger.record(0, [files.FileRecord("../../../secret", 4, digest_bytes(b"mine"))])
+    assert builder.ledger.missing(1) == [0] == builder.ledger.drop_unsound(1)
+    assert store.begin(store.at("make", KEY)).ledger.parts() == []
+    assert (tmp_path / "secret").exists()
+
+
 @pytest.mark.parametrize(
     "data",
     [

@@ -135,8 +135,23 @@ def test_what_a_process_reads_is_left_alone(store: Store, done: dict[str, Artifa
     found = verify(store, Reporter())
     with store.reading([done["train/one"]]):
         dropped = drop_damaged(store, found)
-    assert [a.key for a in dropped.busy] == [done["train/one"].key] and not dropped.damaged
+    [(left, why)] = [(a, why) for a, why in dropped.left.items() if a.stage == "train"]
+    assert left.key == done["train/one"].key and "reads it" in why and not dropped.damaged
     assert done["train/one"].is_committed
+
+
+def test_a_damaged_artifact_behind_a_link_is_left_as_it_is(
+    store: Store, done: dict[str, Artifact], tmp_path: Path
+) -> None:
+    artifact = done["statistics/of-two"]
+    artifact.path.rename(tmp_path / "elsewhere")
+    artifact.path.symlink_to(tmp_path / "elsewhere")
+    flip(tmp_path / "elsewhere" / "tables" / "latents.parquet")
+    flip(done["statistics/of-one"].path / "tables" / "latents.parquet")
+    dropped = drop_damaged(store, verify(store, Reporter()))
+    assert {a.key for a in dropped.damaged} == {done["statistics/of-one"].key}
+    assert "is a link" in dropped.left[next(a for a in dropped.left if a.key == artifact.key)]
+    assert (tmp_path / "elsewhere" / "manifest.json").exists()
 
 
 def test_verify_says_which_store_it_cannot_read(tmp_path: Path) -> None:
