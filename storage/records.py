@@ -60,7 +60,7 @@ class ExperimentRecord:
             "experiment": self.experiment,
             "nodes": {address: asdict(node) for address, node in self.nodes.items()},
         }
-        return canonical_json(body).encode()
+        return canonical_json({**body, "digest": digest_json(body)}).encode()
 
     @classmethod
     def of_json(cls, data: bytes) -> ExperimentRecord:
@@ -70,6 +70,10 @@ class ExperimentRecord:
             if "nodes" not in body:
                 # The format of older versions, which did not hold the experiment: address -> [stage, key].
                 return cls({a: RecordedNode(s, k, _names_of(a)) for a, (s, k) in body.items()})
+            # Records of older versions have no digest.
+            claimed = body.pop("digest", None)
+            if body.keys() != {"nodes", "experiment"} or claimed not in (None, digest_json(body)):
+                raise ValueError("it was edited or damaged")
             return cls({a: RecordedNode(**node) for a, node in body["nodes"].items()}, body["experiment"])
         except (TypeError, AttributeError, KeyError) as error:
             raise ValueError(f"it is no record: {error}") from None

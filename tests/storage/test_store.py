@@ -283,6 +283,19 @@ def test_a_record_of_an_old_store_is_replaced_by_that_of_the_same_name(store: St
     assert store.records.all() == {"one": record("a", EXPERIMENT_A)}
 
 
+def test_any_flipped_bit_of_a_record_is_noticed(store: Store) -> None:
+    store.records.write("one", record("a", EXPERIMENT_A), newest=True)
+    path = store.root / "experiments" / "one.json"
+    data = path.read_bytes()
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        assert store.records.all() == {}, bytes(flipped)
+    path.write_bytes(data)
+    assert store.records.all() == {"one": record("a", EXPERIMENT_A)}
+
+
 def test_a_running_experiment_is_not_forgotten(store: Store) -> None:
     first = record("a", EXPERIMENT_A)
     store.records.write("one", first, newest=True)
