@@ -224,7 +224,10 @@ class Activations:
 
     def not_finite(self, images: np.ndarray) -> UserError:
         """The error that says that these images have values that are NaN or infinite."""
-        return self._damaged(images, f"image {int(images[0])} has values that are not finite")
+        shard = shard_file(self.artifact.path, int(images[0]) // self.shard_images)
+        return UserError(
+            f"{shard}: image {int(images[0])} has values that are not finite; run again with `--rerun extract`."
+        )
 
     def _damaged(self, images: range | np.ndarray, why: str) -> UserError:
         """The error that says that the shards of these images cannot be used."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,8 @@ from patchsae.storage import checkpoints, tables
 from patchsae.storage.atomic import remove, write_atomic
 from patchsae.storage.checkpoints import Checkpoints
 from patchsae.storage.errors import UserError
-from patchsae.storage.files import REMEDY, FileRecord
+from patchsae.storage.files import REMEDY, FileRecord, read_regular
+from patchsae.storage.keys import digest_json
 from patchsae.storage.ledger import Ledger
 from patchsae.storage.manifest import FILE as MANIFEST
 from patchsae.storage.manifest import KEY_DIGITS, Manifest
@@ -24,6 +25,7 @@ from patchsae.storage.scratch import Scratch
 from patchsae.storage.tables import TableSchema, Values
 
 _LOGS = "logs"
+_INPUTS = "inputs"
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Artifact:
         """The checked manifest. Raises UserError if the artifact is not committed or was tampered with."""
         path = self.path / MANIFEST
         try:
-            manifest = Manifest.model_validate_json(path.read_bytes())
+            manifest = Manifest.model_validate_json(read_regular(path))
         except FileNotFoundError:
             raise UserError(f"{self.path}: no finished artifact here; run the stage that makes it.") from None
         except OSError as error:
@@ -62,6 +64,16 @@ class Artifact:
     def identity(self) -> str:
         """What goes into the keys of artifacts made from this one. Raises UserError as `manifest` does."""
         return self.manifest.identity
+
+    @property
+    def content(self) -> str:
+        """A digest that changes if the artifact is built again with other bytes. Raises UserError as `manifest` does.
+
+        It is the identity where that is a digest of the content already.
+        """
+        if self.identity != self.key:
+            return self.identity
+        return digest_json([[output.path, output.sha256] for output in self.manifest.outputs])
 
     @property
     def ledger(self) -> Ledger:
@@ -103,7 +115,8 @@ class Artifact:
         Raises UserError if it has no such table, or if the table is not what was written. That is found by
         reading the files, once per process.
         """
-        return pl.scan_parquet(self._checked_files(name))
+        # Without glob, since the store's path may hold a `*`.
+        return pl.scan_parquet(self._checked_files(name), glob=False)
 
     def columns(self, name: str) -> list[tuple[str, str, str]]:
         """(name, type, sentence) of every column of one of its tables. Raises UserError as `scan` does."""
@@ -157,11 +170,13 @@ class Builder:
 
     `outputs` are the files of the result that are not in the ledger, as they were when they were written.
     `identity` is what goes into the keys of artifacts made from this one; the artifact's key if it is None.
+    `made_from` maps a role to a digest of the input's content, if `resume_from` was told it.
     """
 
     artifact: Artifact
     outputs: dict[str, FileRecord] = field(default_factory=dict)
     identity: str | None = None
+    made_from: dict[str, str] | None = None
 
     @property
     def path(self) -> Path:
@@ -199,9 +214,23 @@ class Builder:
         self.write(tables.file_name(schema, part), tables.encode(schema, values, self.key))
 
     def start_over(self) -> None:
-        """Forgets all finished parts."""
+        """Forgets all finished parts and checkpoints."""
         remove(self.ledger.folder)
+        remove(self.checkpoints.folder)
         self.scratch.clear()
+        if self.made_from is not None:
+            self.scratch.share(_INPUTS, {}, self.made_from)
+
+    def resume_from(self, inputs: Mapping[str, str]) -> None:
+        """Starts over if what is done was made from other inputs; `inputs` maps a role to a digest of its content.
+
+        Versions before did not note them: what they left is gone on with.
+        """
+        noted = self.scratch.shared(_INPUTS)
+        if self.scratch.has_shared(_INPUTS) and (noted is None or noted.values != dict(inputs)):
+            self.start_over()
+        self.made_from = dict(inputs)
+        self.scratch.share(_INPUTS, {}, inputs)
 
     def session_folder(self) -> Path:
         """A folder for files that the processes building the artifact share; deleted when it is committed."""

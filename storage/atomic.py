@@ -33,10 +33,7 @@ def write_atomic(path: Path, *data: bytes | memoryview) -> None:
     It writes a temporary file, forces it to the disk, renames it, and forces the folder to the disk. A folder
     of this name is deleted first. Raises UserError if something above it is no folder.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{path.parent}: is no folder; delete what is there and run again.") from None
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:
         with temporary.open("wb") as file:
@@ -52,12 +49,22 @@ def write_atomic(path: Path, *data: bytes | memoryview) -> None:
     sync_file(path.parent)
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it. Raises UserError if something else has the name of one."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{path}: is no folder; delete what is there and run again.") from None
+
+
 def remove(path: Path) -> None:
     """Deletes whatever has this path: a file, a folder with all it holds, or a link; nothing if it is free."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
-        path.unlink(missing_ok=True)
+        # Something above it may be a file, so that nothing can have this path.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
 
 
 def exchange(first: Path, second: Path) -> None:

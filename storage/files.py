@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import os
 import stat
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class FileRecord:
     def read(self, root: Path) -> builtins.bytes:
         """The content of the file. Raises UserError if it is not what was written."""
         try:
-            data = (root / self.path).read_bytes()
+            data = read_regular(root / self.path)
         except OSError as error:
             raise UserError(f"{root / self.path}: cannot be read ({error.strerror}); {REMEDY}") from None
         if digest_bytes(data) != self.sha256:
@@ -76,6 +77,13 @@ class FileRecord:
                 _sound.add(seen)
                 return
         raise UserError(f"{path}: is not what was written (digest or size differ); {REMEDY}")
+
+
+def read_regular(path: Path) -> bytes:
+    """The content of a regular file. Raises OSError for anything else, such as a pipe that nobody writes to."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    return path.read_bytes()
 
 
 REMEDY = (

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from patchsae.storage.atomic import remove, sync_file, write_atomic
-from patchsae.storage.files import FileRecord
+from patchsae.storage.files import FileRecord, read_regular
 from patchsae.storage.keys import canonical_json, digest_json, parse_json
 
 
@@ -51,7 +51,7 @@ class Ledger:
 
     def _read(self, part: int) -> dict[str, Any] | None:
         try:
-            entry = parse_json(self._entry(part).read_bytes())
+            entry = parse_json(read_regular(self._entry(part)))
             claimed = entry.pop("digest")
             inside = all(FileRecord(**file).is_inside() for file in entry["files"])
             return entry if inside and claimed == digest_json(entry) else None
@@ -116,12 +116,13 @@ class Ledger:
         """How many parts are done. A plan needs it, which does not know the number of all parts."""
         return sum(map(self.is_done, self.parts()))
 
-    def forget(self, file: str) -> None:
-        """Deletes the entry of the part that wrote `file`, so that the part is done again.
+    def forget(self, files: Iterable[str]) -> None:
+        """Deletes the entries of the parts that wrote some files, so that they are done again.
 
-        `file` is relative to the artifact. Damaged entries are deleted too.
+        `files` are relative to the artifact. Damaged entries are deleted too.
         """
+        wanted = set(files)
         for part in self.parts():
             entry = self._read(part)
-            if entry is None or any(record["path"] == file for record in entry["files"]):
+            if entry is None or any(record["path"] in wanted for record in entry["files"]):
                 remove(self._entry(part))

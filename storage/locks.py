@@ -7,6 +7,7 @@ that the file has gone and locks a new one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import resource
@@ -39,12 +40,12 @@ def lock(path: Path, on_wait: Callable[[], None] | None = None, shared: bool = F
     while True:
         with _opened(path) as file:
             try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
+                _flock(file, path, kind | fcntl.LOCK_NB)
             except BlockingIOError:
                 if on_wait is not None:
                     on_wait()
                     on_wait = None
-                fcntl.flock(file, kind)
+                _flock(file, path, kind)
             if not _is_at(path, file):
                 continue
             yield
@@ -52,15 +53,34 @@ def lock(path: Path, on_wait: Callable[[], None] | None = None, shared: bool = F
 
 
 def _opened(path: Path) -> BinaryIO:
+    """The file of a lock, which is made if it is not there.
+
+    NFS locks only what is opened for reading and writing. A file of another user, or on a disk that is mounted
+    for reading, is opened for reading.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("ab")
+        return path.open("a+b")
     except OSError as error:
-        if isinstance(error, IsADirectoryError | FileExistsError | NotADirectoryError):
-            raise UserError(
-                f"{path}: cannot be locked ({error.strerror}); delete it and run again."
-            ) from None
+        if error.errno in (errno.EACCES, errno.EROFS) and path.is_file():
+            return path.open("rb")
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"{path}: cannot be locked ({error.strerror}); a store needs a folder that can be "
+            "written to, in which this is a file."
+        ) from None
+
+
+def _flock(file: BinaryIO, path: Path, kind: int) -> None:
+    try:
+        fcntl.flock(file, kind)
+    except BlockingIOError:
         raise
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be locked ({error.strerror}); put the store on a file system with locks."
+        ) from None
 
 
 def _is_at(path: Path, file: BinaryIO) -> bool:

@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from patchsae.storage.atomic import explaining_full_disk, remove, remove_temporaries, write_atomic
 from patchsae.storage.errors import UserError
+from patchsae.storage.files import read_regular
 from patchsae.storage.keys import canonical_json, digest_json, parse_json
 from patchsae.storage.locks import Busy, lock, refuse
 
@@ -47,13 +49,11 @@ class ExperimentRecord:
     experiment: dict[str, Any] | None = None
 
     @property
-    def content(self) -> str | None:
-        """A digest of the experiment, by which records are told apart; None in records of old stores."""
-        return None if self.experiment is None else digest_json(self.experiment)
-
-    def is_of(self, other: ExperimentRecord) -> bool:
-        """Whether both records may be of one experiment."""
-        return self.content == other.content or None in (self.content, other.content)
+    def content(self) -> str:
+        """A digest of the experiment, by which records are told apart; in records of old stores, of the nodes."""
+        if self.experiment is None:
+            return digest_json({address: asdict(node) for address, node in self.nodes.items()})
+        return digest_json(self.experiment)
 
     def to_json(self) -> bytes:
         body = {
@@ -69,11 +69,15 @@ class ExperimentRecord:
         try:
             if "nodes" not in body:
                 # The format of older versions, which did not hold the experiment: address -> [stage, key].
+                if not body or not all(isinstance(word, str) for node in body.values() for word in node):
+                    raise ValueError("it names no artifacts")
                 return cls({a: RecordedNode(s, k, _names_of(a)) for a, (s, k) in body.items()})
             # Records of older versions have no digest.
             claimed = body.pop("digest", None)
             if body.keys() != {"nodes", "experiment"} or claimed not in (None, digest_json(body)):
                 raise ValueError("it was edited or damaged")
+            if not body["nodes"] or not all(_is_node(node) for node in body["nodes"].values()):
+                raise ValueError("its nodes are not those of an experiment")
             return cls({a: RecordedNode(**node) for a, node in body["nodes"].items()}, body["experiment"])
         except (TypeError, AttributeError, KeyError) as error:
             raise ValueError(f"it is no record: {error}") from None
@@ -97,10 +101,16 @@ class Records:
         return self._folder / f"{name}.json"
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Keeps all records as they are."""
-        with explaining_full_disk(self._folder), lock(self._locks / self.LOCK):
+    def held(self, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+        """Keeps all records as they are. If another process does, calls `on_wait` and waits."""
+        with explaining_full_disk(self._folder), lock(self._locks / self.LOCK, on_wait):
             yield
+
+    def drop(self, path: Path) -> None:
+        """Deletes a file of a record if it still cannot be read."""
+        with self.held():
+            if path != self._folder and self._read(path.stem) is None:
+                remove(path)
 
     @contextlib.contextmanager
     def running(self, record: ExperimentRecord) -> Iterator[None]:
@@ -109,21 +119,33 @@ class Records:
             yield
 
     def _running(self, record: ExperimentRecord) -> Path:
-        return self._locks / f"run-{str(record.content)[:16]}.lock"
+        return self._locks / f"run-{record.content[:16]}.lock"
 
     def _names(self) -> list[str]:
-        return sorted(path.stem for path in self._folder.glob("*.json"))
+        """The names of all records. Raises OSError if they cannot be listed, unless there is nothing."""
+        try:
+            names = os.listdir(self._folder)  # noqa: PTH208 (raises an error, unlike a loop over no path)
+        except FileNotFoundError:
+            if self._folder.is_symlink():
+                raise
+            return []
+        return sorted(
+            name.removesuffix(".json") for name in names if name.endswith(".json") and name[0] != "."
+        )
 
     def _read(self, name: str) -> ExperimentRecord | None:
         """The record of this name. None if there is none or it cannot be read."""
         try:
-            return ExperimentRecord.of_json(self._file(name).read_bytes())
+            return ExperimentRecord.of_json(read_regular(self._file(name)))
         except (OSError, ValueError):
             return None
 
     def all(self) -> dict[str, ExperimentRecord]:
         """Every record that can be read, by its name."""
-        found = {name: self._read(name) for name in self._names()}
+        try:
+            found = {name: self._read(name) for name in self._names()}
+        except OSError:
+            return {}
         return {name: record for name, record in found.items() if record is not None}
 
     def current(self) -> dict[str, ExperimentRecord]:
@@ -137,34 +159,41 @@ class Records:
 
     def faults(self) -> list[tuple[Path, str]]:
         """The files that cannot be read as records, each with a sentence."""
+        try:
+            unreadable = [self._file(name) for name in self._names() if self._read(name) is None]
+        except OSError as error:
+            return [
+                (self._folder, f"{self._folder}: the records cannot be listed ({error.strerror}); mend that.")
+            ]
         return [
             (
-                self._file(name),
-                f"{self._file(name)}: is not readable as the record of an experiment; run `{name}` again, which "
-                "writes it anew, or delete it with `patchsae verify --discard`.",
+                path,
+                f"{path}: is not readable as the record of an experiment; delete it with `patchsae verify --discard`, "
+                "and run its experiment again, which writes it anew.",
             )
-            for name in self._names()
-            if self._read(name) is None
+            for path in unreadable
         ]
 
     def of(self, name: str, record: ExperimentRecord) -> ExperimentRecord | None:
         """The last record of the same experiment, under this name or, with a digest, under a longer one."""
         for known in (name, _longer(name, record)):
             there = self._read(known)
-            if there is not None and there.is_of(record):
+            if there is not None and there.content == record.content:
                 return there
         return None
 
-    def write(self, name: str, record: ExperimentRecord, newest: bool) -> None:
+    def write(
+        self, name: str, record: ExperimentRecord, newest: bool, on_wait: Callable[[], None] | None = None
+    ) -> None:
         """Writes the record of an experiment.
 
         With `newest` it becomes the one of this name; a record of another experiment that had the name is
-        kept under a longer one.
+        kept under a longer one. If artifacts are being deleted, calls `on_wait` and waits.
         """
-        with self.held():
+        with self.held(on_wait):
             remove_temporaries(self._folder)
             other, longer = self._read(name), _longer(name, record)
-            if other is not None and not other.is_of(record):
+            if other is not None and other.content != record.content:
                 if not newest and self._file(longer).exists():
                     write_atomic(self._file(longer), record.to_json())
                     return
@@ -189,8 +218,18 @@ class Records:
                 raise UserError(f"{name}: is running; let it end before its record is forgotten.") from None
 
 
+def _is_node(node: dict[str, Any]) -> bool:
+    """Whether the values of a node are texts, and mappings of texts to texts."""
+    texts = [
+        node["stage"],
+        node["key"],
+        *(t for m in ("names", "inputs") for pair in node[m].items() for t in pair),
+    ]
+    return all(isinstance(text, str) for text in texts)
+
+
 def _longer(name: str, record: ExperimentRecord) -> str:
-    return f"{name}-{str(record.content)[:_DIGITS]}"
+    return f"{name}-{record.content[:_DIGITS]}"
 
 
 def _names_of(address: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ the ledger with their digests. Files that all parts share are sealed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,10 @@ class Scratch:
     def shared(self, name: str) -> Sealed | None:
         """What was shared under this name; None if nothing was, or if it is not what was written."""
         return sealed.read(self._shared(name))
+
+    def has_shared(self, name: str) -> bool:
+        """Whether there is anything under this name, also if it is not what was written."""
+        return os.path.lexists(self._shared(name))
 
     def read_shared(self, name: str) -> Sealed:
         """What was shared under this name. Raises UserError if it is not what was written."""

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
 from patchsae.storage.atomic import write_atomic
+from patchsae.storage.files import read_regular
 from patchsae.storage.keys import canonical_json, digest_buffers, parse_json
 
 
@@ -37,9 +38,10 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], values: Mapping[str, Any
 def read(path: Path) -> Sealed | None:
     """The content of a sealed file; None if there is no such file, or if it does not match its digest."""
     try:
+        data = read_regular(path)
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata()
-        arrays = load(path.read_bytes())
+        arrays = load(data)
         values = parse_json(metadata["values"].encode())
         sound = _digest(arrays, values) == metadata["digest"]
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError):

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,12 +29,15 @@ from patchsae.storage.artifacts import Artifact, Builder
 from patchsae.storage.atomic import (
     exchange,
     explaining_full_disk,
+    make_folder,
     nearest_folder,
     remove,
     remove_temporaries,
+    temporaries,
     write_atomic,
 )
 from patchsae.storage.errors import UserError
+from patchsae.storage.files import read_regular
 from patchsae.storage.keys import parse_json
 from patchsae.storage.locks import Busy, allow_open_files, lock, refuse
 from patchsae.storage.manifest import FILE as MANIFEST
@@ -52,6 +56,8 @@ _SCRATCH = (scratch.FOLDER, checkpoints.FOLDER)
 # A folder `.KEY.rebuild` with this file has not taken its place yet. One without it is the old artifact, whose
 # place was taken and which is to be deleted.
 _REBUILDING = "rebuilding"
+_REBUILD, _ASIDE = ".rebuild", ".aside"
+_KEY = re.compile(rf"[0-9a-f]{{{KEY_DIGITS}}}")
 
 
 def _is_scratch(path: str) -> bool:
@@ -96,15 +102,37 @@ class Store:
                 f"--store {self.root}: cannot be read ({error.strerror}); give the folder of a store."
             ) from None
 
+    def faults(self) -> list[str]:
+        """A sentence for every folder of the store that cannot be listed, and for what is in an artifact's place."""
+        found = []
+        for stage in sorted(self.root.iterdir()):
+            if stage.is_symlink() and not stage.exists():
+                found.append(f"{stage}: is a link to nothing; delete it.")
+            if not stage.is_dir():
+                continue
+            try:
+                inside = sorted(stage.iterdir())
+            except OSError as error:
+                found.append(f"{stage}: cannot be listed ({error.strerror}); change its rights.")
+                continue
+            for path in inside if stage.name not in _NO_STAGES else ():
+                if not _KEY.fullmatch(path.name):
+                    continue
+                if not path.is_dir():
+                    found.append(f"{path}: is no folder, where an artifact belongs; delete it.")
+                elif not os.access(path, os.R_OK | os.X_OK):
+                    found.append(f"{path}: cannot be listed; change its rights.")
+        return found
+
     def check_writable(self) -> None:
         """Makes the store's folder. Raises UserError if nothing can be written there."""
-        try:
+        with contextlib.suppress(OSError):
             self.root.mkdir(parents=True, exist_ok=True)
-            writable = os.access(self.root, os.W_OK | os.X_OK)
-        except OSError:
-            writable = False
-        if not writable:
+        if not self.is_writable():
             raise UserError(f"--store {self.root}: nothing can be written there; give another folder.")
+
+    def is_writable(self) -> bool:
+        return os.access(self.root, os.W_OK | os.X_OK)
 
     def at(self, stage: str, key: str) -> Artifact:
         return Artifact(stage, key, self.root / stage / key[:KEY_DIGITS])
@@ -115,7 +143,8 @@ class Store:
         return artifact.is_committed and artifact.fault() is None
 
     def _lock(self, artifact: Artifact, kind: str) -> Path:
-        return self.root / _LOCKS / f"{artifact.stage}-{artifact.key[:KEY_DIGITS]}.{kind}"
+        # Named after the folder: the key of a damaged manifest may be another one.
+        return self.root / _LOCKS / f"{artifact.stage}-{artifact.path.name}.{kind}"
 
     @contextlib.contextmanager
     def building(self, artifact: Artifact, on_wait: OnWait | None = None) -> Iterator[None]:
@@ -125,7 +154,13 @@ class Store:
 
     @contextlib.contextmanager
     def reading(self, artifacts: Iterable[Artifact]) -> Iterator[None]:
-        """Keeps artifacts as they are: nobody deletes them or puts others in their place meanwhile."""
+        """Keeps artifacts as they are: nobody deletes them or puts others in their place meanwhile.
+
+        A store that this process cannot write to has no lock files for it, and is read without.
+        """
+        if self.root.is_dir() and not self.is_writable():
+            yield
+            return
         distinct = {(artifact.stage, artifact.key): artifact for artifact in artifacts}
         allow_open_files(len(distinct))
         with contextlib.ExitStack() as held:
@@ -150,11 +185,11 @@ class Store:
         self._refuse_links(artifact)
         if again:
             artifact = self.rebuild_of(artifact)
-            artifact.path.mkdir(parents=True, exist_ok=True)
+            make_folder(artifact.path)
             (artifact.path / _REBUILDING).touch()
             remove(artifact.path / MANIFEST)
         else:
-            artifact.path.mkdir(parents=True, exist_ok=True)
+            make_folder(artifact.path)
             self.drop(artifact, on_wait)
         remove_temporaries(artifact.path)
         artifact.ledger.remove_damaged()
@@ -162,13 +197,13 @@ class Store:
 
     def rebuild_of(self, artifact: Artifact) -> Artifact:
         """The artifact that is built again beside `artifact`, finished or not; it may not be there."""
-        path = artifact.path.with_name(f".{artifact.key[:KEY_DIGITS]}.rebuild")
+        path = artifact.path.with_name(f".{artifact.path.name}{_REBUILD}")
         return Artifact(artifact.stage, artifact.key, path)
 
     def _refuse_links(self, artifact: Artifact) -> None:
-        """Raises UserError if the artifact's folder, or one inside it, is a link. Files are replaced, links too."""
+        """Raises UserError if the stage's or the artifact's folder, or one inside it, is a link."""
         folders = [Path(folder, name) for folder, names, _ in os.walk(artifact.path) for name in names]
-        for path in (artifact.path, *folders):
+        for path in (artifact.path.parent, artifact.path, *folders):
             if path.is_symlink():
                 raise UserError(
                     f"{path}: is a link, and nothing is written through links inside a store; put the folder "
@@ -207,17 +242,21 @@ class Store:
         ).sealed()
         write_atomic(builder.path / MANIFEST, manifest.model_dump_json(indent=1).encode())
         self.tidy(builder.artifact)
-        return self.settle(self.at(builder.artifact.stage, builder.key), on_wait)
+        artifact = self.at(builder.artifact.stage, builder.key)
+        self.settle(artifact, on_wait)
+        return artifact
 
-    def settle(self, artifact: Artifact, on_wait: OnWait | None = None) -> Artifact:
+    def settle(self, artifact: Artifact, on_wait: OnWait | None = None) -> bool:
         """Puts an artifact that was built again into its place, if it is finished, and deletes the old one.
 
-        The caller must hold the building lock. If a process reads the old one, calls `on_wait` and waits.
+        Returns whether it did. The caller must hold the building lock. If a process reads the old one, calls
+        `on_wait` and waits.
         """
         rebuild = self.rebuild_of(artifact)
+        is_finished = (rebuild.path / _REBUILDING).exists() and rebuild.is_committed
         if not (rebuild.path / _REBUILDING).exists():
             remove(rebuild.path)
-        elif rebuild.is_committed:
+        elif is_finished:
             with self.changing(artifact, on_wait):
                 if artifact.path.exists():
                     exchange(artifact.path, rebuild.path)
@@ -225,32 +264,49 @@ class Store:
                     rebuild.path.rename(artifact.path)
             remove(artifact.path / _REBUILDING)
             remove(rebuild.path)
-        aside = artifact.path.with_name(f"{artifact.path.name}.aside")
-        if aside.exists():
-            remove(aside)
+        remove(artifact.path.with_name(f"{artifact.path.name}{_ASIDE}"))
         if artifact.is_committed:
             remove(artifact.path / _REBUILDING)
-        return artifact
+        return is_finished
 
     def leftovers(self, artifact: Artifact) -> list[Leftover]:
         """What killed processes left of an artifact. It may still be in use unless the building lock is held."""
         found = []
-        rebuild = self.rebuild_of(artifact).path
-        if rebuild.exists():
-            found.append(Leftover(artifact, "unfinished rebuild", (rebuild,)))
+        rebuild = self.rebuild_of(artifact)
+        if rebuild.path.exists():
+            what = "finished rebuild" if rebuild.is_committed else "unfinished rebuild"
+            found.append(Leftover(artifact, what, (rebuild.path,)))
         if artifact.is_committed:
-            folders = [artifact.path / name for name in _SCRATCH if (artifact.path / name).exists()]
+            left = [artifact.path / name for name in _SCRATCH if (artifact.path / name).exists()]
             if self._ledger_is_scratch(artifact):
-                folders.append(artifact.ledger.folder)
-            if folders:
-                found.append(Leftover(artifact, "scratch of a finished artifact", tuple(folders)))
+                left.append(artifact.ledger.folder)
+            left += [
+                path
+                for path in temporaries(artifact.path)
+                if not any(path.is_relative_to(one) for one in left)
+            ]
+            if left:
+                found.append(Leftover(artifact, "scratch of a finished artifact", tuple(left)))
         return found
+
+    def orphans(self) -> list[Artifact]:
+        """Artifacts of which only a rebuild is there, or the folder that was put aside for one."""
+        found = {
+            Artifact(path.parent.name, key, path.with_name(key))
+            for path in self.root.glob("*/*/")
+            for key in [path.name.removeprefix(".").removesuffix(_REBUILD).removesuffix(_ASIDE)]
+            if path.name != key and _KEY.fullmatch(key) and not path.with_name(key).exists()
+        }
+        return sorted(found, key=lambda artifact: artifact.path)
 
     def _ledger_is_scratch(self, artifact: Artifact) -> bool:
         """Whether the parts of an artifact left nothing but scratch files. They are alike, so one tells."""
         ledger = artifact.ledger
-        files = next((files for part in ledger.parts() if (files := ledger.files(part))), None)
-        return ledger.folder.exists() if files is None else any(_is_scratch(file.path) for file in files)
+        parts = ledger.parts()
+        files = next((files for part in parts if (files := ledger.files(part))), None)
+        if files is None:
+            return ledger.folder.is_dir() and not parts
+        return any(_is_scratch(file.path) for file in files)
 
     def tidy(self, artifact: Artifact) -> None:
         """Deletes the files of a committed artifact that only resuming needed. Needs the building lock.
@@ -261,6 +317,7 @@ class Store:
             remove(artifact.ledger.folder)
         for name in _SCRATCH:
             remove(artifact.path / name)
+        remove_temporaries(artifact.path)
 
     def drop(self, artifact: Artifact, on_wait: OnWait | None = None) -> None:
         """Takes the manifest and the files of the wrong size away from a damaged artifact.
@@ -280,9 +337,17 @@ class Store:
 
     def drop_files(self, artifact: Artifact, files: Iterable[str]) -> None:
         """Deletes files of an artifact without a manifest, and the ledger's entries of the parts they belong to."""
-        for file in files:
-            artifact.ledger.forget(file)
-            remove(artifact.path / file)
+        names = list(files)
+        artifact.ledger.forget(names)
+        for name in names:
+            path = artifact.path / name
+            remove(path)
+            # What is in the place of a folder would be in the way of the next run.
+            for above in path.parents:
+                if above == artifact.path:
+                    break
+                if os.path.lexists(above) and not above.is_dir():
+                    remove(above)
 
     def discard(self, artifact: Artifact, on_wait: OnWait | None = None) -> None:
         """Deletes an artifact and what is left of building it, if there is one. Needs the building lock.
@@ -299,7 +364,7 @@ class Store:
     def artifacts(self) -> Iterator[tuple[Artifact, State]]:
         """Every artifact in the store with its state, sorted by stage and then by age."""
         for folder in sorted(self.root.glob("*/*/"), key=lambda path: (path.parent.name, _age(path))):
-            if folder.parent.name in _NO_STAGES or len(folder.name) != KEY_DIGITS:
+            if folder.parent.name in _NO_STAGES or not _KEY.fullmatch(folder.name):
                 continue
             artifact = Artifact(folder.parent.name, self._key_of(folder), folder)
             if not artifact.is_committed:
@@ -322,7 +387,7 @@ class Store:
     @staticmethod
     def _key_of(folder: Path) -> str:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            return str(parse_json((folder / MANIFEST).read_bytes())["key"])
+            return str(parse_json(read_regular(folder / MANIFEST))["key"])
         return folder.name
 
     def free_bytes(self) -> int:

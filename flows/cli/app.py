@@ -110,7 +110,7 @@ def plan(
 
     work = open_work(experiment, set_ or [], store, only or [], rerun or [])
     typer.echo(json.dumps(plan_rows(work), indent=1) if as_json else plan_text(work))
-    check_space(work.store, {address: work.planned[address] for address in work.wanted})
+    check_space(work.store, work.to_write())
 
 
 @app.command()

@@ -52,8 +52,9 @@ def launch(
     work = open_work(experiment, overrides, store, only, rerun)
     to_do = work.to_do()
     if not to_do:
-        remember(work, newest=True)
-        tidy(work)
+        if work.store.is_writable():
+            remember(work, newest=True)
+            tidy(work)
         typer.echo(f"Nothing to do: all {len(work.wanted)} stages of {work.record} are in {work.store.root}.")
         return
     check_can_run(work)

@@ -45,7 +45,7 @@ def score(
     images = input_of(store, artifact, "images", "index")
     rows = split_range(images, split)
     labels = labels_of(images)[rows.start : rows.stop]
-    with run_folder() as scratch:
+    with store.reading([artifact, activations, images]), run_folder() as scratch:
         return visaebench.score(
             load_sae(artifact, device), Activations(activations), rows, labels, metrics, scratch.path, device
         )

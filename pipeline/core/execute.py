@@ -66,7 +66,10 @@ def execute(
         # other. Locks of inputs come after them, since inputs are of earlier stages.
         for work in sorted(works, key=lambda work: work.key):
             held.enter_context(_locked(store, work))
-            store.settle(store.at(stage.name, work.key), _saying(work, "is being read by another process"))
+            artifact = store.at(stage.name, work.key)
+            # A rebuild that was finished and interrupted while it waited for readers of the old one.
+            if store.settle(artifact, _saying(work, "the old one is being read by another process")):
+                rebuilt.add(work.key)
         usable = {work.key for work in works if store.is_usable(stage.name, work.key)}
         missing = [w for w in works if (w.again and w.key not in rebuilt) or w.key not in usable]
         for work in works:
@@ -82,7 +85,9 @@ def execute(
                 store.at(stage.name, work.key),
                 _saying(work, "is being read by another process"),
             )
-            builders.append(store.begin(artifact, work.again and artifact.is_committed, waiting))
+            builder = store.begin(artifact, work.again and artifact.is_committed, waiting)
+            builder.resume_from({role: upstream.content for role, upstream in work.inputs.items()})
+            builders.append(builder)
         with explaining_full_disk(store.root):
             summaries = _build(missing, builders, runtime) if missing else []
             failures = []
@@ -112,7 +117,7 @@ def _check_inputs(work: Assignment) -> None:
     for role, upstream in work.inputs.items():
         fault = upstream.fault()
         if fault:
-            raise UserError(f"{fault}; run {upstream.stage} again.")
+            raise UserError(fault if fault.endswith(".") else f"{fault}; run {upstream.stage} again.")
         if upstream.identity != work.key_inputs[role]:
             raise UserError(
                 f"{work.address}: its input {upstream.path} was built again with another content meanwhile; run "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from patchsae.pipeline.core.text import nearest
@@ -40,6 +40,23 @@ class Work:
     def to_do(self) -> list[str]:
         """The wanted addresses that a run would build, in the order of the plan."""
         return [a for a in self.planned if a in self.wanted and (a in self.again or self.planned[a].has_work)]
+
+    def to_write(self) -> dict[str, Planned]:
+        """The plans of the wanted nodes, in which those that are built again need space."""
+        return {
+            address: _again(self.store, item) if address in self.again else item
+            for address, item in self.planned.items()
+            if address in self.wanted
+        }
+
+
+def _again(store: Store, item: Planned) -> Planned:
+    """`item` as one that is built again: of what an interrupted rebuild left, nothing is written twice."""
+    if item.key is None:
+        return replace(item, again=True)
+    rebuild = store.rebuild_of(store.at(item.node.stage.name, item.key))
+    n_bytes = rebuild.n_bytes() if item.state == "cached" else item.n_bytes_done
+    return replace(item, again=True, n_bytes_done=n_bytes)
 
 
 def store_uri(given: str | None) -> str:
@@ -108,7 +125,7 @@ def check_can_run(work: Work) -> None:
                     f"{address} needs {needed}, which is not in the store and not among the stages to run; run that "
                     "first."
                 )
-    check_space(work.store, {address: work.planned[address] for address in work.wanted})
+    check_space(work.store, work.to_write())
     work.store.check_writable()
 
 

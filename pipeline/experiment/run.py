@@ -143,7 +143,7 @@ def tidy(work: Work) -> None:
             artifact = work.store.at(item.node.stage.name, item.key)
             if work.store.leftovers(artifact):
                 with contextlib.suppress(Busy), work.store.building(artifact, refuse):
-                    work.store.settle(artifact)
+                    work.store.settle(artifact, refuse)
                     work.store.tidy(artifact)
 
 
@@ -154,7 +154,9 @@ def remember(work: Work, planned: Mapping[str, Planned] | None = None, newest: b
     of this experiment recorded. With `newest`, the record becomes the one of its name.
     """
     record = _record(work, {**work.planned, **(planned or {})})
-    work.store.records.write(work.record, record, newest)
+    work.store.records.write(
+        work.record, record, newest, lambda: print("`patchsae gc` is deleting; waiting for it.", flush=True)
+    )
 
 
 def _record(work: Work, planned: Mapping[str, Planned]) -> ExperimentRecord:

@@ -16,6 +16,7 @@ from patchsae.storage.artifacts import Artifact
 from patchsae.storage.atomic import remove
 from patchsae.storage.errors import UserError
 from patchsae.storage.locks import Busy, refuse
+from patchsae.storage.manifest import KEY_DIGITS
 from patchsae.storage.store import State, Store
 
 
@@ -34,14 +35,23 @@ class Damage:
 
 @dataclass(frozen=True)
 class Found:
-    """What `verify` found. `records` are files that cannot be read as records, each with a sentence."""
+    """What `verify` found.
+
+    `records` are files that cannot be read as records, each with a sentence. `unreadable` are sentences about
+    what could not be looked at.
+    """
 
     damages: list[Damage]
     records: list[tuple[Path, str]]
+    unreadable: list[str]
 
     @property
     def sentences(self) -> list[str]:
-        return [damage.sentence for damage in self.damages] + [sentence for _, sentence in self.records]
+        return [
+            *(damage.sentence for damage in self.damages),
+            *(sentence for _, sentence in self.records),
+            *self.unreadable,
+        ]
 
 
 def verify(store: Store, reporter: Reporter) -> Found:
@@ -65,12 +75,24 @@ def verify(store: Store, reporter: Reporter) -> Found:
     with reporter.bar("verify", n_files, "files") as bar:
         for artifact in sound:
             bar.advance(0, artifact.stage)
-            files = artifact.damaged_files(bar.advance)
-            if files:
-                paths = ", ".join(f"{artifact.path}/{name}" for name in files)
-                sentence = f"{paths}: not what was written (digest or size differ)."
-                bad.append(Damage(artifact, files, sentence))
-    return Found([_with_what_follows(damage, sound) for damage in bad], store.records.faults())
+            if artifact.damaged_files(bar.advance) and (damage := _damage_of(artifact)):
+                bad.append(damage)
+    return Found([_with_what_follows(one, sound) for one in bad], store.records.faults(), store.faults())
+
+
+def _damage_of(artifact: Artifact) -> Damage | None:
+    """What is wrong with an artifact now, by its manifest as it is now; None if nothing is, or if it is gone."""
+    now = Artifact(artifact.stage, artifact.key, artifact.path)
+    if not now.is_committed:
+        return None
+    try:
+        files = now.damaged_files()
+    except UserError as error:
+        return Damage(now, [], str(error))
+    if not files:
+        return None
+    paths = ", ".join(f"{now.path}/{name}" for name in files)
+    return Damage(now, files, f"{paths}: not what was written (digest or size differ).")
 
 
 def _with_what_follows(damage: Damage, sound: Sequence[Artifact]) -> Damage:
@@ -80,7 +102,7 @@ def _with_what_follows(damage: Damage, sound: Sequence[Artifact]) -> Damage:
     was made from an index or from weights is kept if it was made by a version that compares its inputs with
     their digests, since what is identified by its content comes back equal or under another key.
     """
-    if damage.artifact.ledger.parts():
+    if _costs_only_parts(damage):
         return damage
     by_content = (
         STAGES[damage.artifact.stage].identified_by_content if damage.artifact.stage in STAGES else False
@@ -97,18 +119,31 @@ def _with_what_follows(damage: Damage, sound: Sequence[Artifact]) -> Damage:
     )
 
 
+def _costs_only_parts(damage: Damage) -> bool:
+    """Whether the next run computes some parts again and takes the other files as they are."""
+    ledger = damage.artifact.ledger
+    in_parts = {file.path for part in ledger.parts() for file in ledger.files(part)}
+    kept = {path for path in in_parts if damage.artifact.path.joinpath(path).exists()}
+    return bool(kept) and all(
+        name in in_parts or name.startswith("ledger/") or name.endswith("zarr.json") for name in damage.files
+    )
+
+
 def _made_from(artifact: Artifact, sound: Sequence[Artifact]) -> Iterator[Artifact]:
-    """Every artifact that was made from one, directly or through others."""
-    wanted = {artifact.key}
+    """Every artifact that was made from one, directly or through others.
+
+    The first digits of keys are compared, since the name of the folder tells no more if the manifest is damaged.
+    """
+    wanted = {artifact.path.name}
     with contextlib.suppress(UserError):
-        wanted.add(artifact.identity)
+        wanted.add(artifact.identity[:KEY_DIGITS])
     left = list(sound)
     while True:
-        follows = [one for one in left if wanted & set(one.manifest.inputs.values())]
+        follows = [one for one in left if wanted & {i[:KEY_DIGITS] for i in one.manifest.inputs.values()}]
         if not follows:
             return
         yield from follows
-        wanted |= {one.identity for one in follows}
+        wanted |= {one.identity[:KEY_DIGITS] for one in follows}
         left = [one for one in left if one not in follows]
 
 
@@ -129,6 +164,9 @@ def drop_damaged(store: Store, found: Found) -> Dropped:
     """
     dropped = Dropped([], [], {})
     for damage in found.damages:
+        # A run may have mended it since it was found, or built it again.
+        if _damage_of(damage.artifact) is None:
+            continue
         # What follows goes first: a process killed in between leaves the damage, which is found again.
         for artifact in damage.made_from_it:
             if artifact not in dropped.made_from_them:
@@ -136,15 +174,17 @@ def drop_damaged(store: Store, found: Found) -> Dropped:
         if any(artifact in dropped.left for artifact in damage.made_from_it):
             dropped.left[damage.artifact] = "what was made from it must be dropped first"
             continue
-
-        def drop(store: Store, artifact: Artifact, damage: Damage = damage) -> None:
-            store.drop(artifact, refuse)
-            store.drop_files(artifact, damage.files)
-
-        _try(store, damage.artifact, drop, dropped.damaged, dropped.left)
+        _try(store, damage.artifact, _drop, dropped.damaged, dropped.left)
     for path, _ in found.records:
-        remove(path)
+        store.records.drop(path)
     return dropped
+
+
+def _drop(store: Store, artifact: Artifact) -> None:
+    damage = _damage_of(artifact)
+    if damage is not None:
+        store.drop(damage.artifact, refuse)
+        store.drop_files(damage.artifact, damage.files)
 
 
 Act = Callable[[Store, Artifact], None]
@@ -192,8 +232,8 @@ def unneeded(store: Store) -> list[Unneeded]:
 
     Raises UserError if a record cannot be read, since what it needs is not known.
     """
-    for _, sentence in store.records.faults():
-        raise UserError(sentence)
+    for sentence in [sentence for _, sentence in store.records.faults()] + store.faults():
+        raise UserError(f"{sentence} Nothing is deleted before that.")
     needed = _reached_by_presets(store)
     for record in store.records.all().values():
         needed |= {store.at(node.stage, node.key).path.name for node in record.nodes.values()}
@@ -202,9 +242,12 @@ def unneeded(store: Store) -> list[Unneeded]:
         if artifact.path.name not in needed:
             found.append(Unneeded(artifact, state, artifact.n_bytes()))
         else:
-            left = store.leftovers(artifact)
-            found += [Unneeded(artifact, one.what, one.n_bytes()) for one in left]
-    return found
+            found += _left_of(store, artifact)
+    return [*found, *(left for orphan in store.orphans() for left in _left_of(store, orphan))]
+
+
+def _left_of(store: Store, artifact: Artifact) -> list[Unneeded]:
+    return [Unneeded(artifact, one.what, one.n_bytes()) for one in store.leftovers(artifact)]
 
 
 def _reached_by_presets(store: Store) -> set[str]:
@@ -237,7 +280,7 @@ def delete_unneeded(store: Store) -> tuple[list[Unneeded], list[Unneeded]]:
 
 def _clear(store: Store, artifact: Artifact) -> None:
     """Deletes what a killed process left of an artifact, and finishes a rebuild that was finished."""
-    store.settle(artifact)
+    store.settle(artifact, refuse)
     for left in store.leftovers(artifact):
         for path in left.paths:
             remove(path)

@@ -158,6 +158,11 @@ def _race(world: World, tally: Tally, reader: str, changed: str, changer: Change
     )
     other.start()
     _until_it_ends_or_waits(other, folder)
+    # Whoever puts another artifact in its place waits for the reader; whoever deletes leaves it alone.
+    if changer in ("rerun", "repair") and not (folder / "waiting").exists():
+        tally.fault(SILENT, done, "the changer did not wait")
+    if not of.is_committed:
+        tally.fault(SILENT, done, "the input was taken away")
     (folder / "go").touch()
     for process in (one, other):
         process.join(_SECONDS)
@@ -170,8 +175,9 @@ def _race(world: World, tally: Tally, reader: str, changed: str, changer: Change
             tally.fault(TRACEBACK, f"{done}; {name}", text)
     tally.announced += "reader" in said
     if "reader" not in said:
-        found = {o.path: o.sha256 for o in read.manifest.outputs} if read.is_committed else {}
-        wrong = read.damaged_files() if found else []
+        now = Artifact(read.stage, read.key, read.path)
+        found = {o.path: o.sha256 for o in now.manifest.outputs} if now.is_committed else {}
+        wrong = now.damaged_files() if found else []
         if found != expected or wrong:
             different = [name for name in expected if found.get(name) != expected[name]]
             tally.fault(SILENT, done, ", ".join(different) or "damaged")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import traceback
 import warnings
@@ -23,6 +24,7 @@ from patchsae.pipeline.experiment.request import work_on
 from patchsae.pipeline.experiment.run import run
 from patchsae.pipeline.experiment.upkeep import verify
 from patchsae.storage import activations
+from patchsae.storage.artifacts import Artifact
 from patchsae.storage.errors import StoreWarning, UserError
 from patchsae.storage.store import Store
 from tests.support.crash import experiment_text, write_files
@@ -101,13 +103,20 @@ def prepare_process() -> None:
 
 
 def content(store: Store) -> dict[str, bytes]:
-    """Every file of a store but manifests, which say when and how long, and locks. Links and folders count too."""
+    """Every file of a store but locks; links and folders too. Of manifests, all but when, where and how long."""
     found = {}
     for path in store.root.rglob("*"):
         name = path.relative_to(store.root).as_posix()
         if path.is_symlink():
             found[name] = b"-> " + str(path.readlink()).encode()
-        elif path.is_file() and path.parent.name != "locks" and path.name != "manifest.json":
+        elif path.is_dir():
+            found[f"{name}/"] = b""
+        elif path.name == "manifest.json":
+            manifest = Artifact(
+                path.parent.parent.name, json.loads(path.read_bytes())["key"], path.parent
+            ).manifest
+            found[name] = manifest.model_dump_json(exclude={"provenance", "digest"}).encode()
+        elif path.parent.name != "locks":
             found[name] = path.read_bytes()
     return found
 

@@ -312,6 +312,7 @@ def test_verify_names_an_edited_manifest(full_store: Store) -> None:
 def test_gc_takes_what_nothing_reaches(full_store: Store, small: Path) -> None:
     keys = {artifact.stage: artifact.key for artifact in full_store.committed()}
     nodes = {f"{s}/x": RecordedNode(s, k) for s, k in keys.items() if s != "masking"}
+    full_store.records.forget("small")
     full_store.records.write("small", ExperimentRecord(nodes), newest=True)
     dry = patchsae("gc", "--store", full_store.root)
     assert keys["masking"][:16] in dry.stdout and "gc --delete" in dry.stdout

@@ -107,7 +107,7 @@ def test_ledger_counts_only_whole_parts(tmp_path: Path) -> None:
     entry = builder.path / "ledger" / "part-000002.json"
     entry.write_text(entry.read_text().replace('"n":2', '"n":3'))
     assert builder.ledger.missing(4) == [1, 2, 3]
-    builder.ledger.forget("part-0")
+    builder.ledger.forget(["part-0"])
     assert builder.ledger.missing(4) == [0, 1, 2, 3]
 
 

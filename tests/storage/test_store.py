@@ -6,14 +6,16 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from patchsae.pipeline.experiment.upkeep import delete_unneeded, unneeded
 from patchsae.storage import atomic, files
-from patchsae.storage.artifacts import Artifact
+from patchsae.storage.artifacts import Artifact, Builder
 from patchsae.storage.atomic import exchange, explaining_full_disk, write_atomic
 from patchsae.storage.errors import UserError
 from patchsae.storage.keys import artifact_key, digest_bytes
@@ -274,13 +276,82 @@ def test_records_of_one_name_are_told_apart_by_content(store: Store) -> None:
     assert known["one"] == first and len(known) == 2 and second in known.values()
 
 
-def test_a_record_of_an_old_store_is_replaced_by_that_of_the_same_name(store: Store) -> None:
-    write_atomic(
-        store.root / "experiments" / "one.json", json.dumps({"index/x": ["index", "0" * 64]}).encode()
-    )
+def test_a_record_of_an_old_store_keeps_what_it_protects(store: Store) -> None:
+    """It does not say which experiment it is of, so it may be of another one."""
+    old = {"index/x": ["index", "0" * 64]}
+    write_atomic(store.root / "experiments" / "one.json", json.dumps(old).encode())
     assert list(store.records.all()) == ["one"]
     store.records.write("one", record("a", EXPERIMENT_A), newest=True)
-    assert store.records.all() == {"one": record("a", EXPERIMENT_A)}
+    known = store.records.all()
+    assert known.pop("one") == record("a", EXPERIMENT_A)
+    [(earlier, kept)] = known.items()
+    assert earlier.startswith("one-") and kept.nodes["index/x"].key == "0" * 64
+    assert list(store.records.current()) == ["one"]
+
+
+@pytest.mark.parametrize("in_the_way", ["file", "link", "no nodes", "a number", "no name"])
+def test_gc_deletes_nothing_unless_it_knows_all_records(store: Store, in_the_way: str) -> None:
+    commit(store)
+    store.records.write("one", record("a", EXPERIMENT_A), newest=True)
+    folder = store.root / "experiments"
+    node = {"stage": "make", "key": KEY, "names": {}, "inputs": {}}
+    match in_the_way:
+        case "file" | "link":
+            (folder / "one.json").unlink()
+            folder.rmdir()
+            folder.touch() if in_the_way == "file" else folder.symlink_to(store.root / "nowhere")
+        case "no nodes":
+            (folder / "one.json").write_text('{"nodes": {}, "experiment": null}')
+        case "a number":
+            (folder / "one.json").write_text(
+                json.dumps({"nodes": {"x": {**node, "key": 5}}, "experiment": None})
+            )
+        case _:
+            (folder / "one.json").write_text("{}")
+    with pytest.raises(UserError, match="Nothing is deleted"):
+        delete_unneeded(store)
+    assert store.is_usable("make", KEY)
+
+
+def test_gc_takes_no_folder_for_an_artifact_that_is_none(store: Store, tmp_path: Path) -> None:
+    kept = [store.root / "plots" / "my-sixteen-chars", store.root / "plots" / "0123456789abcde"]
+    for folder in kept:
+        folder.mkdir(parents=True)
+    outside = tmp_path / "photos" / "0123456789abcdef"
+    outside.mkdir(parents=True)
+    (store.root / "photos").symlink_to(tmp_path / "photos")
+    with pytest.raises(UserError, match="is a link"):
+        delete_unneeded(store)
+    (store.root / "photos").unlink()
+    assert delete_unneeded(store) == ([], [])
+    assert outside.exists() and all(folder.exists() for folder in kept)
+
+
+def test_gc_deletes_a_rebuild_whose_artifact_is_gone(store: Store) -> None:
+    artifact = commit(store)
+    store.begin(artifact, again=True).write("out.bin", b"x" * 10)
+    shutil.rmtree(artifact.path)
+    assert [item.state for item in unneeded(store)] == ["unfinished rebuild"]
+    delete_unneeded(store)
+    assert list((store.root / "make").iterdir()) == []
+
+
+def test_what_is_done_is_gone_on_with_only_for_the_same_inputs(store: Store) -> None:
+    def begin(content: str) -> Builder:
+        builder = store.begin(store.at("make", KEY))
+        builder.resume_from({"sae": content})
+        return builder
+
+    builder = begin("a")
+    builder.ledger.record(0, [builder.scratch.write_part(0, {"x": np.zeros(3)})])
+    builder.checkpoints.save(1, {"x": np.zeros(3)}, {})
+    assert begin("a").ledger.missing(1) == []
+    again = begin("b")
+    assert again.ledger.missing(1) == [0] and again.checkpoints.latest() is None
+    again.ledger.record(0, [again.scratch.write_part(0, {"x": np.zeros(3)})])
+    shared = next(again.path.glob("parts/shared-inputs*"))
+    shared.write_bytes(b"damaged")
+    assert begin("b").ledger.missing(1) == [0]
 
 
 def test_any_flipped_bit_of_a_record_is_noticed(store: Store) -> None:
