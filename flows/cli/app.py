@@ -82,8 +82,8 @@ def run(
 
     - `patchsae run my-photos.yaml --store /data/store --device cuda`
 
-    - `patchsae run demo --rerun train/relu` builds one stage again; the stages that use its result are not
-      run again, so add `--rerun statistics` to run that one too
+    - `patchsae run demo --rerun train/relu` builds one stage again, and the stages that use its result if that
+      differs; add `--rerun statistics` to run that one in any case
     """
     from patchsae.flows.cli.run import launch
 

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from importlib import metadata
-from pathlib import Path
-from typing import Any
 
 from patchsae.pipeline.core.config import Config
+from patchsae.pipeline.core.provenance import MADE_FROM, changed_inputs, contents, provenance
 from patchsae.pipeline.core.stage import Inputs, Runtime, Stage, naming
 from patchsae.storage.artifacts import Artifact, Builder
 from patchsae.storage.atomic import explaining_full_disk
 from patchsae.storage.errors import UserError
 from patchsae.storage.manifest import Summary
 from patchsae.storage.store import Store
-
-CHECKED_INPUTS = "checked_inputs"
-"""The entry of the provenance which says that all inputs were compared with their digests when they were read.
-Versions before did not do that."""
-_PACKAGES = ("torch", "open_clip_torch", "zarr", "numpy", "polars", "pyarrow", "patchsae")
 
 
 @dataclass(frozen=True)
@@ -70,8 +60,13 @@ def execute(
             # A rebuild that was finished and interrupted while it waited for readers of the old one.
             if store.settle(artifact, _saying(work, "the old one is being read by another process")):
                 rebuilt.add(work.key)
-        usable = {work.key for work in works if store.is_usable(stage.name, work.key)}
-        missing = [w for w in works if (w.again and w.key not in rebuilt) or w.key not in usable]
+        missing = [
+            work
+            for work in works
+            if (work.again and work.key not in rebuilt)
+            or not store.is_usable(stage.name, work.key)
+            or changed_inputs(store.at(stage.name, work.key), work.inputs)
+        ]
         for work in works:
             if work not in missing:
                 store.tidy(store.at(stage.name, work.key))
@@ -85,8 +80,9 @@ def execute(
                 store.at(stage.name, work.key),
                 _saying(work, "is being read by another process"),
             )
-            builder = store.begin(artifact, work.again and artifact.is_committed, waiting)
-            builder.resume_from({role: upstream.content for role, upstream in work.inputs.items()})
+            is_whole = store.is_usable(stage.name, work.key)
+            builder = store.begin(artifact, is_whole or (work.again and artifact.is_committed), waiting)
+            builder.resume_from(contents(work.inputs))
             builders.append(builder)
         with explaining_full_disk(store.root):
             summaries = _build(missing, builders, runtime) if missing else []
@@ -103,7 +99,7 @@ def execute(
                     work.config.key_config(),
                     work.key_inputs,
                     summary,
-                    {**provenance(), **runtime.describe(), **seconds, **source, CHECKED_INPUTS: True},
+                    {**provenance(), **runtime.describe(), **seconds, **source, MADE_FROM: builder.made_from},
                     _saying(work, "the old one is being read by another process"),
                 )
                 rebuilt.add(work.key)
@@ -140,29 +136,3 @@ def _locked(store: Store, work: Assignment) -> contextlib.AbstractContextManager
 def _saying(work: Assignment, why: str) -> Callable[[], None]:
     """A function that prints why this process waits."""
     return lambda: print(f"{work.address} {work.key[:16]}: {why}; waiting for that one.", flush=True)
-
-
-@cache
-def provenance() -> Mapping[str, Any]:
-    """The git revision, host and versions that go into a manifest; none of them is in a key."""
-    return {
-        "git": _git_revision(),
-        "host": platform.node(),
-        "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in _PACKAGES},
-    }
-
-
-def _git_revision() -> str | None:
-    folder = Path(__file__).resolve().parent
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except FileNotFoundError:
-        return None
-    return found.stdout.strip() or None

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from patchsae.pipeline.core.graph import Node
+from patchsae.pipeline.core.provenance import changed_inputs
 from patchsae.pipeline.core.stage import Source, Upstream
 from patchsae.pipeline.core.text import size
+from patchsae.storage.artifacts import Artifact
 from patchsae.storage.atomic import has_no_inodes
 from patchsae.storage.errors import UserError
 from patchsae.storage.keys import artifact_key
@@ -92,7 +94,10 @@ class Planner:
         if artifact.is_committed:
             fault = artifact.fault()
             if fault is None:
-                return planned("cached", "", key)
+                changed = changed_inputs(artifact, self._inputs(node, before))
+                if not changed:
+                    return planned("cached", "", key)
+                return planned("run", f"made from another build of {node.inputs[changed[0]]}", key)
             return planned("damaged", fault, key, artifact.ledger.n_bytes())
         n_done, step = artifact.ledger.n_done(), artifact.checkpoints.latest_step()
         if step is not None:
@@ -100,6 +105,13 @@ class Planner:
         if n_done:
             return planned("resume", f"resumes with {n_done} parts done", key, artifact.ledger.n_bytes())
         return planned("run", self._why_not_cached(node, config, key_inputs), key)
+
+    def _inputs(self, node: Node, before: Mapping[str, Planned]) -> dict[str, Artifact]:
+        """The artifacts of a node's inputs, whose keys are known."""
+        return {
+            role: self.store.at(before[address].node.stage.name, str(before[address].key))
+            for role, address in node.inputs.items()
+        }
 
     def _source(self, node: Node) -> Source | UserError | None:
         if node.stage.source is None:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from patchsae.pipeline.core.execute import CHECKED_INPUTS
 from patchsae.pipeline.core.progress import Reporter
+from patchsae.pipeline.core.provenance import MADE_FROM
 from patchsae.pipeline.experiment.experiment import PRESETS, load
 from patchsae.pipeline.experiment.kinds import STAGES
 from patchsae.pipeline.experiment.plan import Planner
@@ -114,7 +114,7 @@ def _with_what_follows(damage: Damage, sound: Sequence[Artifact]) -> Damage:
         [
             artifact
             for artifact in _made_from(damage.artifact, sound)
-            if not (by_content and artifact.manifest.provenance.get(CHECKED_INPUTS))
+            if not (by_content and MADE_FROM in artifact.manifest.provenance)
         ],
     )
 

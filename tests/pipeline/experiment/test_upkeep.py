@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 
 from patchsae.pipeline.core.progress import Reporter
-from patchsae.pipeline.core.stage import Runtime
+from patchsae.pipeline.core.stage import PartStage, Runtime
 from patchsae.pipeline.experiment import plan
 from patchsae.pipeline.experiment.experiment import Experiment, parse
 from patchsae.pipeline.experiment.plan import check_space
 from patchsae.pipeline.experiment.request import work_on
 from patchsae.pipeline.experiment.run import groups, run
 from patchsae.pipeline.experiment.upkeep import delete_unneeded, drop_damaged, verify
+from patchsae.pipeline.saes.sae import WEIGHTS
 from patchsae.storage import activations
-from patchsae.storage.artifacts import Artifact
+from patchsae.storage.artifacts import Artifact, Builder
 from patchsae.storage.errors import UserError
 from patchsae.storage.store import Store
 
@@ -121,7 +122,7 @@ def test_what_follows_from_an_index_is_kept_if_its_inputs_were_checked(
     # Earlier versions did not compare their inputs with their digests.
     for artifact in done.values():
         manifest = Artifact(artifact.stage, artifact.key, artifact.path).manifest
-        provenance = {k: v for k, v in manifest.provenance.items() if k != "checked_inputs"}
+        provenance = {k: v for k, v in manifest.provenance.items() if k != "made_from"}
         older = manifest.model_copy(update={"provenance": provenance}).sealed()
         (artifact.path / "manifest.json").write_text(older.model_dump_json())
     [damage] = verify(store, Reporter()).damages
@@ -219,3 +220,58 @@ def test_what_is_done_needs_no_space_again(
     monkeypatch.setattr(Store, "free_bytes", lambda _: 1 << 40)
     with pytest.raises(UserError, match="no inodes"):
         check_space(store, planned)
+
+
+def _another_gpu(patch: pytest.MonkeyPatch) -> None:
+    """Weights that are computed from now on differ in one bit."""
+    write = Builder.write
+
+    def other(out: Builder, name: str, data: bytes) -> Path:
+        return write(out, name, data[:-2] + bytes([data[-2] ^ 1]) + data[-1:] if name == WEIGHTS else data)
+
+    patch.setattr(Builder, "write", other)
+
+
+def test_what_was_made_from_an_sae_that_is_now_another_one_is_made_again(
+    store: Store, experiment: Experiment, done: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = {address: artifact.manifest.provenance["started"] for address, artifact in done.items()}
+    run(work_on(store, experiment, rerun=["train/one"]), Runtime())
+    assert states(store, experiment) == {}, "trained again with the same bytes"
+    _another_gpu(monkeypatch)
+    run(work_on(store, experiment, only=["train/one"], rerun=["train/one"]), Runtime())
+    planned = work_on(store, experiment).planned
+    assert {a: item.why for a, item in planned.items() if item.has_work} == {
+        "statistics/of-one": "made from another build of train/one",
+        "masking/masking": "made from another build of train/one",
+    }
+    again = run(work_on(store, experiment), Runtime())
+    assert states(store, experiment) == {}
+    changed = {a for a, artifact in again.items() if artifact.manifest.provenance["started"] != started[a]}
+    assert changed == {"train/one", "statistics/of-one", "masking/masking"}
+    assert not any(store.rebuild_of(artifact).path.exists() for artifact in again.values())
+
+
+def test_unfinished_statistics_of_an_sae_that_is_now_another_one_begin_anew(
+    store: Store, experiment: Experiment, done: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statistics = done["statistics/of-one"]
+    store.discard(statistics)
+    with monkeypatch.context() as patch:
+        patch.setattr("patchsae.pipeline.evaluations.kinds.statistics.merge_sums", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(work_on(store, experiment), Runtime())
+    assert statistics.ledger.n_done() > 0
+    _another_gpu(monkeypatch)
+    run(work_on(store, experiment, only=["train/one"], rerun=["train/one"]), Runtime())
+    n_computed: list[int] = []
+    do_part = PartStage.do_part
+    monkeypatch.setattr(
+        PartStage, "do_part", lambda *given: (n_computed.append(given[-1]), do_part(*given))[1]
+    )
+    run(work_on(store, experiment, only=["statistics/of-one"]), Runtime())
+    assert 0 in n_computed
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
