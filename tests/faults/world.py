@@ -176,6 +176,10 @@ def mend(world: World, store: Store, tally: Tally, done: str) -> None:
         tally.fault(SILENT, done, f"cannot be mended: {sentences}")
         return
     check_whole(world, store, tally, done)
+    before = content(store)
+    result = CliRunner().invoke(app, ["gc", "--delete", "--store", str(store.root)])
+    if result.exit_code != 0 or differences(before, content(store)):
+        tally.fault(SILENT, done, f"gc --delete deleted something: {result.output[-300:]}")
 
 
 def check_whole(world: World, store: Store, tally: Tally, done: str) -> None:
