@@ -366,7 +366,7 @@ class Store:
         for folder in sorted(self.root.glob("*/*/"), key=lambda path: (path.parent.name, _age(path))):
             if folder.parent.name in _NO_STAGES or not _KEY.fullmatch(folder.name):
                 continue
-            artifact = Artifact(folder.parent.name, self._key_of(folder), folder)
+            artifact = Artifact(folder.parent.name, self.key_of(folder), folder)
             if not artifact.is_committed:
                 yield artifact, "partial"
             else:
@@ -381,11 +381,12 @@ class Store:
         found = []
         for folder in sorted((self.root / stage).glob("*/")):
             with contextlib.suppress(UserError):
-                found.append(Artifact(stage, self._key_of(folder), folder).manifest)
+                found.append(Artifact(stage, self.key_of(folder), folder).manifest)
         return found
 
     @staticmethod
-    def _key_of(folder: Path) -> str:
+    def key_of(folder: Path) -> str:
+        """The key that the manifest in an artifact's folder has, or else the folder's name."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             return str(parse_json(read_regular(folder / MANIFEST))["key"])
         return folder.name

@@ -75,14 +75,14 @@ def verify(store: Store, reporter: Reporter) -> Found:
     with reporter.bar("verify", n_files, "files") as bar:
         for artifact in sound:
             bar.advance(0, artifact.stage)
-            if artifact.damaged_files(bar.advance) and (damage := _damage_of(artifact)):
+            if artifact.damaged_files(bar.advance) and (damage := _damage_of(store, artifact)):
                 bad.append(damage)
     return Found([_with_what_follows(one, sound) for one in bad], store.records.faults(), store.faults())
 
 
-def _damage_of(artifact: Artifact) -> Damage | None:
+def _damage_of(store: Store, artifact: Artifact) -> Damage | None:
     """What is wrong with an artifact now, by its manifest as it is now; None if nothing is, or if it is gone."""
-    now = Artifact(artifact.stage, artifact.key, artifact.path)
+    now = Artifact(artifact.stage, store.key_of(artifact.path), artifact.path)
     if not now.is_committed:
         return None
     try:
@@ -165,7 +165,7 @@ def drop_damaged(store: Store, found: Found) -> Dropped:
     dropped = Dropped([], [], {})
     for damage in found.damages:
         # A run may have mended it since it was found, or built it again.
-        if _damage_of(damage.artifact) is None:
+        if _damage_of(store, damage.artifact) is None:
             continue
         # What follows goes first: a process killed in between leaves the damage, which is found again.
         for artifact in damage.made_from_it:
@@ -181,7 +181,7 @@ def drop_damaged(store: Store, found: Found) -> Dropped:
 
 
 def _drop(store: Store, artifact: Artifact) -> None:
-    damage = _damage_of(artifact)
+    damage = _damage_of(store, artifact)
     if damage is not None:
         store.drop(damage.artifact, refuse)
         store.drop_files(damage.artifact, damage.files)

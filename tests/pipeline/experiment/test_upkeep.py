@@ -141,6 +141,21 @@ def test_what_a_process_reads_is_left_alone(store: Store, done: dict[str, Artifa
     assert done["train/one"].is_committed
 
 
+@pytest.mark.parametrize("damaged", ["sae.safetensors", "manifest.json"])
+def test_what_was_mended_meanwhile_is_not_dropped(
+    store: Store, experiment: Experiment, done: dict[str, Artifact], damaged: str
+) -> None:
+    path = done["train/one"].path / damaged
+    whole = path.read_bytes()
+    path.write_bytes(b"\xff" + whole[1:])
+    found = verify(store, Reporter())
+    assert len(found.damages) == 1
+    path.write_bytes(whole)
+    dropped = drop_damaged(store, found)
+    assert not (dropped.damaged or dropped.made_from_them or dropped.left)
+    assert states(store, experiment) == {}
+
+
 def test_a_damaged_artifact_behind_a_link_is_left_as_it_is(
     store: Store, done: dict[str, Artifact], tmp_path: Path
 ) -> None:
