@@ -286,6 +286,10 @@ def gc(
             else ": nothing to delete."
         )
     )
+    earlier = sorted(opened.records.all().keys() - opened.records.current().keys())
+    if earlier:
+        names = ", ".join(earlier)
+        typer.echo(f"Kept for earlier versions of experiments: {names}; `gc --forget NAME` gives one up.")
     for item in busy:
         typer.echo(
             f"{item.artifact.stage} {item.artifact.key[:16]}: left alone, a process builds or reads it."

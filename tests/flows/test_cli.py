@@ -345,3 +345,13 @@ def test_what_is_damaged_is_left_out_of_a_query_and_said(full_store: Store) -> N
     assert len(result.stderr.splitlines()) == 1
     rows = json.loads(patchsae("status", "--store", full_store.root, "--json").stdout)
     assert [row["stage"] for row in rows if row["state"] == "damaged"] == ["statistics"]
+
+
+def test_gc_says_which_earlier_versions_keep_something(full_store: Store) -> None:
+    record = full_store.records.all()["small"]
+    assert record.experiment is not None
+    assert "earlier" not in patchsae("gc", "--store", full_store.root).stdout
+    changed = ExperimentRecord(record.nodes, {**record.experiment, "description": "changed"})
+    full_store.records.write("small", changed, newest=True)
+    [earlier] = full_store.records.all().keys() - {"small"}
+    assert f"earlier versions of experiments: {earlier};" in patchsae("gc", "--store", full_store.root).stdout
