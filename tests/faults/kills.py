@@ -106,10 +106,10 @@ def _family(process: subprocess.Popen[str]) -> list[psutil.Process]:
 def _wait(process: subprocess.Popen[str], tally: Tally, done: str, expected: int) -> None:
     """Waits for the end of a process.
 
-    It may have ended well before the signal came, or have been at its imports, before the command began.
+    It may have ended well before the signal came, or the command may not have begun yet, or just have ended.
     """
     said, _ = process.communicate(timeout=_SECONDS)
-    if process.returncode < 0 and not said:
+    if process.returncode < 0 and (not said or "Done." in said):
         return
     if process.returncode not in (expected, 0):
         tally.fault(SILENT, done, f"exit status {process.returncode}, not {expected}: {said[-500:]}")
