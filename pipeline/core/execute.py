@@ -60,11 +60,12 @@ def execute(
             # A rebuild that was finished and interrupted while it waited for readers of the old one.
             if store.settle(artifact, _saying(work, "the old one is being read by another process")):
                 rebuilt.add(work.key)
+        usable = {work.key for work in works if store.is_usable(stage.name, work.key)}
         missing = [
             work
             for work in works
             if (work.again and work.key not in rebuilt)
-            or not store.is_usable(stage.name, work.key)
+            or work.key not in usable
             or changed_inputs(store.at(stage.name, work.key), work.inputs)
         ]
         for work in works:
@@ -76,12 +77,9 @@ def execute(
         started = time.time()
         builders = []
         for work in missing:
-            artifact, waiting = (
-                store.at(stage.name, work.key),
-                _saying(work, "is being read by another process"),
-            )
-            is_whole = store.is_usable(stage.name, work.key)
-            builder = store.begin(artifact, is_whole or (work.again and artifact.is_committed), waiting)
+            artifact = store.at(stage.name, work.key)
+            beside = work.key in usable or (work.again and artifact.is_committed)
+            builder = store.begin(artifact, beside, _saying(work, "is being read by another process"))
             builder.resume_from(contents(work.inputs))
             builders.append(builder)
         with explaining_full_disk(store.root):

@@ -30,6 +30,10 @@ class Ranks:
         """Sets a bool mask, in place, to true where it is true on any rank, and returns it."""
         return mask
 
+    def agree(self, wish: bool, device: str) -> bool:
+        """Whether any rank wishes so. One process alone needs no tensor for that."""
+        return wish
+
     def gather(self, values: Tensor) -> Tensor:
         """The values [m] of all ranks in the order of the ranks: [size * m]. m must be the same on each."""
         return values
@@ -53,6 +57,9 @@ class ProcessGroup(Ranks):
         counts = mask.to(torch.uint8)
         dist.all_reduce(counts, dist.ReduceOp.MAX)
         return mask.copy_(counts)
+
+    def agree(self, wish: bool, device: str) -> bool:
+        return bool(self.any_(torch.tensor([wish], device=device)).item())
 
     def gather(self, values: Tensor) -> Tensor:
         found = [torch.empty_like(values) for _ in range(self.size)]

@@ -140,7 +140,7 @@ def train(members: Sequence[Member], stream: Stream, runtime: Runtime, ranks: Ra
                 if member.failure is not None:
                     _check_finite(x, image, stream.activations)
             # A signal may reach some ranks only, or each at another step: all end after the same one.
-            ends = ranks.any_(torch.tensor([deferred.signal is not None], device=runtime.device)).item()
+            ends = ranks.agree(deferred.signal is not None, runtime.device)
             now = time.monotonic()
             due = ends or now - saved >= runtime.checkpoint_seconds
             for member in at_work:
