@@ -26,11 +26,6 @@ class FileRecord:
     sha256: str
 
     @classmethod
-    def of(cls, root: Path, path: Path) -> FileRecord:
-        """The record of a file as it is on the disk now."""
-        return cls(path.relative_to(root).as_posix(), path.stat().st_size, digest_file(path))
-
-    @classmethod
     def of_bytes(cls, path: str, data: builtins.bytes) -> FileRecord:
         """The record of a file that holds `data`."""
         return cls(path, len(data), digest_bytes(data))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from patchsae.storage.atomic import remove, sync_file, write_atomic
+from patchsae.storage.atomic import remove, write_atomic
 from patchsae.storage.files import FileRecord, read_regular
 from patchsae.storage.keys import canonical_json, digest_json, parse_json
 
@@ -27,26 +27,12 @@ class Ledger:
     def _entry(self, part: int) -> Path:
         return self.folder / f"part-{part:06d}.json"
 
-    def record(
-        self, part: int, files: Sequence[Path | FileRecord], values: dict[str, Any] | None = None
-    ) -> None:
-        """Marks `part` as done.
+    def record(self, part: int, files: Sequence[FileRecord], values: dict[str, Any] | None = None) -> None:
+        """Marks `part` as done. Its files must have been forced to the disk, as `write_atomic` does.
 
-        A file given as a path is forced to the disk and digested here; for a `FileRecord` that has been done.
         `values` are small results that the stage needs again when it finishes.
         """
-        records = []
-        for file in files:
-            if isinstance(file, Path):
-                sync_file(file)
-                sync_file(file.parent)
-                file = FileRecord.of(self.root, file)
-            records.append(vars(file))
-        body = {
-            "part": part,
-            "files": records,
-            "values": values or {},
-        }
+        body = {"part": part, "files": [vars(file) for file in files], "values": values or {}}
         write_atomic(self._entry(part), canonical_json({**body, "digest": digest_json(body)}).encode())
 
     def _read(self, part: int) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ import pytest
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.atomic import explaining_full_disk, write_atomic
 from patchsae.storage.errors import UserError
+from patchsae.storage.files import FileRecord
 from patchsae.storage.keys import artifact_key
 from patchsae.storage.locks import lock
 from patchsae.storage.store import Store
@@ -99,7 +100,7 @@ def test_ledger_counts_only_whole_parts(tmp_path: Path) -> None:
     for part in range(3):
         path = builder.path / f"part-{part}"
         path.write_bytes(bytes(10))
-        builder.ledger.record(part, [path], {"n": part})
+        builder.ledger.record(part, [FileRecord.of_bytes(path.name, bytes(10))], {"n": part})
     assert builder.ledger.missing(4) == [3]
     assert builder.ledger.values(2) == {"n": 2}
     (builder.path / "part-1").write_bytes(bytes(9))
@@ -118,7 +119,7 @@ def test_parts_are_outputs_and_scratch_is_not(tmp_path: Path) -> None:
         path = builder.path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"x")
-        builder.ledger.record(part, [path])
+        builder.ledger.record(part, [FileRecord.of_bytes(name, b"x")])
     artifact = store.commit(builder, 1, CONFIG, {}, {}, {})
     assert [output.path for output in artifact.manifest.outputs] == ["data-0"]
     assert not (artifact.path / "parts").exists()

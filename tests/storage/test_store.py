@@ -54,7 +54,8 @@ def test_a_rebuild_takes_the_place_of_the_old_one(store: Store) -> None:
 def test_an_unfinished_rebuild_leaves_the_old_one_and_goes_on(store: Store) -> None:
     old = commit(store)
     builder = store.begin(old, again=True)
-    builder.ledger.record(0, [builder.write("part", b"part")])
+    builder.write("part", b"part")
+    builder.ledger.record(0, [builder.outputs["part"]])
     assert store.at("make", KEY).read("out.bin") == b"result"
     assert [state for _, state in store.artifacts()] == ["committed"]
     assert store.begin(old, again=True).ledger.missing(2) == [1]
