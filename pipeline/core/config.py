@@ -1,8 +1,8 @@
 """The base class of every config, and the annotations that say which fields are part of an artifact's key.
 
 A field is hashed into the key unless its annotation says otherwise. `Annotated[T, Unhashed(...)]` keeps a
-field out of the key. `Annotated[C, INLINE]` hashes the fields of a nested config as if they were fields of
-its owner.
+field out of the key. `Annotated[T, HashedUnless(value)]` keeps a field out of the key while it has that value.
+`Annotated[C, INLINE]` hashes the fields of a nested config as if they were fields of its owner.
 """
 
 from __future__ import annotations
@@ -28,6 +28,18 @@ class NameIn(Unhashed):
     """Marks a field whose value is the name of an entry in `section` of the experiment."""
 
     section: str = ""
+
+
+@dataclass(frozen=True)
+class HashedUnless:
+    """Marks a field that a later version of the program added.
+
+    `value` is the value at which the field changes nothing: what the versions without the field did. With it
+    the field is left out of the key, so that artifacts of those versions keep their keys. With any other value
+    the field is hashed.
+    """
+
+    value: Any
 
 
 INLINE = "inline"
@@ -71,6 +83,8 @@ class Config(BaseModel):
             if any(isinstance(mark, Unhashed) for mark in field.metadata):
                 continue
             value = getattr(self, name)
+            if any(isinstance(mark, HashedUnless) and mark.value == value for mark in field.metadata):
+                continue
             if not isinstance(value, Config):
                 dumped = dumped or self.model_dump(mode="json")
                 hashed[name] = dumped[name]
