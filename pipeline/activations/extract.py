@@ -221,10 +221,15 @@ def write_shards(
 
 
 def _predict_bytes(config: ExtractStageConfig, inputs: Mapping[str, Upstream]) -> int | None:
-    shape, n_images = config.backbone.activation_shape(), inputs["images"].n_images
-    n_images = n_images or config.dataset.expected_images()
-    if shape is None or n_images is None:
+    n_images = inputs["images"].n_images or config.dataset.expected_images()
+    if n_images is None:
         return None
+    try:
+        outline = config.backbone.outline()
+    except UserError:
+        # The stage `weights`, whose artifact is an input, says what is wrong.
+        return None
+    shape = (outline.layout.n_tokens, outline.width)
     return ActivationTemplate.plan(n_images, *shape, config.extract.dtype).n_bytes
 
 

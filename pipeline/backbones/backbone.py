@@ -9,6 +9,7 @@ Shapes: B images, T tokens per image, d channels at the hook, E embedding, C cla
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol, Self
 
 import torch
@@ -32,6 +33,20 @@ class ExtractConfig(Config):
     """The type of the weights and products of the forward pass."""
     dtype: ActivationDtype = "float16"
     """The type in which activations are cached."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a backbone without its weights."""
+
+    n_blocks: int
+    width: int
+    layout: TokenLayout
+    """The tokens of an image at the hook."""
+    image_size: tuple[int, int]
+    """(height, width) in pixels."""
+    n_parameters: int | None = None
+    """Of both towers. None if it is not known."""
 
 
 class Backbone(Protocol):
@@ -94,7 +109,8 @@ class BackboneWiring(Protocol):
 
 
 class BackboneConfig(Config):
-    """Base of backbone configs. A subclass adds `kind: Literal[...] = ...`, `fingerprint` and `build`.
+    """Base of backbone configs. A subclass adds `kind: Literal[...] = ...`, `fingerprint`, `outline` and
+    `build`.
 
     A backbone that is made from other artifacts, such as another backbone's weights or an adapter, names them
     in `inputs`, and `build` gets them.
@@ -132,9 +148,14 @@ class BackboneConfig(Config):
         """
         raise NotImplementedError
 
-    def activation_shape(self) -> tuple[int, int] | None:
-        """(tokens per image, width) if known without the weights, else None. Only predictions use it."""
-        return None
+    def outline(self) -> Outline:
+        """Blocks, width and tokens of the backbone that `build` would make, without loading weights.
+
+        A plan calls it. It reads the description of the architecture and, of a checkpoint, the names and
+        shapes of its tensors. Raises UserError for whatever `build` would refuse and these show, with the
+        same sentence: a tower that cannot be cut, a block that is out of range, a file that is not there.
+        """
+        raise NotImplementedError
 
 
 def resolve_block(hook_block: int, n_blocks: int) -> int:

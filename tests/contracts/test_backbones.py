@@ -18,6 +18,7 @@ from patchsae.pipeline.backbones.models.wise_ft import WiseFtConfig
 from patchsae.pipeline.backbones.towers.vit import ClipVit
 from patchsae.pipeline.core import registry
 from patchsae.pipeline.experiment.dag import Dag
+from patchsae.storage.errors import UserError
 
 KINDS = registry.variants(backbones, BackboneConfig)
 
@@ -75,9 +76,22 @@ def test_rows_do_not_depend_on_their_batch(config: BackboneConfig) -> None:
         torch.testing.assert_close(backbone.head(images)[:4], backbone.head(images[:4]), rtol=1e-5, atol=1e-6)
 
 
-def test_predicted_shape_is_the_real_one(config: BackboneConfig) -> None:
-    backbone = config.build({})
-    assert config.activation_shape() in (None, (backbone.layout.n_tokens, backbone.width))
+def test_the_outline_is_that_of_the_backbone(config: BackboneConfig) -> None:
+    backbone, outline = config.build({}), config.outline()
+    for name in ("n_blocks", "width", "layout", "image_size"):
+        assert getattr(outline, name) == getattr(backbone, name)
+    n_parameters = sum(tensor.numel() for tensor in backbone.state().values())
+    assert outline.n_parameters in (None, n_parameters)
+
+
+@pytest.mark.parametrize("block", [99, -99])
+def test_the_outline_refuses_what_building_refuses(config: BackboneConfig, block: int) -> None:
+    beyond = config.with_extract(ExtractConfig(hook_block=block))
+    with pytest.raises(UserError, match=f"hook_block: {block} is out of range") as built:
+        beyond.build({})
+    with pytest.raises(UserError) as outlined:
+        beyond.outline()
+    assert str(outlined.value) == str(built.value)
 
 
 def test_texts_become_features(config: BackboneConfig) -> None:

@@ -14,7 +14,8 @@ import torch
 from pydantic import model_validator
 from safetensors import SafetensorError
 
-from patchsae.pipeline.backbones.backbone import Backbone, BackboneConfig
+from patchsae.pipeline.backbones.backbone import Backbone, BackboneConfig, Outline
+from patchsae.pipeline.backbones.towers.architecture import outline_of
 from patchsae.pipeline.core.config import OptionalLocation
 from patchsae.pipeline.core.open_clip_data import model_config, model_names, pretrained_tags
 from patchsae.pipeline.core.stage import Inputs
@@ -90,12 +91,9 @@ class OpenClipConfig(BackboneConfig):
             "machine with a network and name the file as `checkpoint`."
         )
 
-    def activation_shape(self) -> tuple[int, int] | None:
-        vision = model_config(self.model).get("vision_cfg", {})
-        if not isinstance(vision.get("patch_size"), int) or "width" not in vision:
-            return None
-        side = vision.get("image_size", 224) // vision["patch_size"]
-        return side * side + 1, vision["width"]
+    def outline(self) -> Outline:
+        self.fingerprint()
+        return outline_of(model_config(self.model), self.extract, self.model)
 
 
 def check_checkpoint(path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from patchsae.pipeline.backbones.backbone import Backbone, BackboneConfig
+from patchsae.pipeline.backbones.backbone import Backbone, BackboneConfig, Outline
+from patchsae.pipeline.backbones.towers.architecture import outline_of
 from patchsae.pipeline.core.stage import Inputs
 from patchsae.pipeline.shapes import clip as shapes_clip
 from patchsae.storage.keys import digest_file, digest_json
@@ -26,6 +27,5 @@ class ShapesClipConfig(BackboneConfig):
         settings = {"preprocess": shapes_clip.config()["preprocess_cfg"], "vocabulary": list(tokenizer.words)}
         return ClipVit(model, preprocess, tokenizer, self.extract, "shapes_clip", settings)
 
-    def activation_shape(self) -> tuple[int, int]:
-        vision = shapes_clip.config()["model_cfg"]["vision_cfg"]
-        return (vision["image_size"] // vision["patch_size"]) ** 2 + 1, vision["width"]
+    def outline(self) -> Outline:
+        return outline_of(shapes_clip.config()["model_cfg"], self.extract, "shapes_clip")

@@ -14,7 +14,13 @@ import torch
 from pydantic import Field, PrivateAttr
 from safetensors import SafetensorError
 
-from patchsae.pipeline.backbones.backbone import Backbone, BackboneConfig, BackboneWiring, ExtractConfig
+from patchsae.pipeline.backbones.backbone import (
+    Backbone,
+    BackboneConfig,
+    BackboneWiring,
+    ExtractConfig,
+    Outline,
+)
 from patchsae.pipeline.backbones.models.open_clip import check_checkpoint, file_fingerprint
 from patchsae.pipeline.core.config import BackboneName, Location
 from patchsae.pipeline.core.stage import Inputs
@@ -79,8 +85,10 @@ class WiseFtConfig(BackboneConfig):
                     state[name].lerp_(tensor.to(state[name].dtype), self.alpha)
         return backbone
 
-    def activation_shape(self) -> tuple[int, int] | None:
-        return None if self._base is None else self._base.activation_shape()
+    def outline(self) -> Outline:
+        self.fingerprint()
+        assert self._base is not None, "a wise_ft backbone is built as the experiment resolved it"
+        return self._base.outline()
 
     def _path(self) -> Path:
         return Path(self.checkpoint).expanduser()

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from patchsae.pipeline.backbones.backbone import ExtractConfig, as_dtype, resolve_block
+from patchsae.pipeline.backbones.towers.architecture import cannot_cut
 from patchsae.pipeline.backbones.towers.prompts import class_embeddings
-from patchsae.storage.errors import UserError
 from patchsae.storage.tokens import TokenLayout
 
 
@@ -35,10 +35,7 @@ class ClipVit:
     ) -> None:
         visual = model.visual
         if not isinstance(visual, VisionTransformer) or not visual.transformer.batch_first:
-            raise UserError(
-                f"backbone {name}: its image tower is a {type(visual).__name__}, and only open_clip's own "
-                "ViTs can be cut at a block; choose a model such as ViT-B-16."
-            )
+            raise cannot_cut(name, type(visual).__name__)
         self.model: Any = model.eval().requires_grad_(False)
         self.visual = visual
         self.preprocess = preprocess
