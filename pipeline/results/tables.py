@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -35,6 +35,8 @@ _APPLICABLE = {"index": ("dataset",), **dict.fromkeys(SAE_STAGES, ("dataset", "b
 
 # All frames share one list of categories, so that they can be concatenated and joined.
 _NAME_TYPE = pl.Categorical
+# A column that numbers the sets of names of artifacts, while a table is read.
+_SET = "set of names"
 
 
 @dataclass
@@ -88,33 +90,55 @@ class Catalog:
         if name not in self.artifacts:
             known = ", ".join(sorted(self.artifacts)) or "none yet: run an experiment first"
             raise UserError(f"{self.store.root}: no table `{name}` in this store (tables: {known}).")
-        frames = [frame for artifact in self.artifacts[name] for frame in self._frames(artifact, name)]
+        frames = [self._frame(alike, name) for alike in self._alike(name)]
         found = pl.concat(frames, how="diagonal_relaxed")
         columns = found.collect_schema().names()
         front = [column for column in (*NAME_COLUMNS, *KEY_COLUMNS) if column in columns]
         return found.select(*front, pl.all().exclude([*front, "artifact"]), "artifact")
 
-    def _frames(self, artifact: Artifact, name: str) -> Iterator[pl.LazyFrame]:
-        """A table of one artifact, once for each set of names that experiments have for the artifact."""
-        plain = artifact.scan(name).with_columns(pl.col("artifact").cast(pl.String))
-        plain = plain.with_columns(_keys(artifact))
+    def _alike(self, name: str) -> Iterable[list[Artifact]]:
+        """The artifacts that have the table, in groups in which stage, columns and added columns are the same.
+
+        Each group becomes one scan. Polars starts a thread for every scan of a query, and warns of a deadlock
+        when there are more than 512.
+        """
+        groups: dict[Hashable, list[Artifact]] = {}
+        for artifact in self.artifacts[name]:
+            columns = tuple(artifact.scan(name).collect_schema().items())
+            groups.setdefault((artifact.stage, columns, tuple(_keys(artifact))), []).append(artifact)
+        return groups.values()
+
+    def _frame(self, artifacts: Sequence[Artifact], name: str) -> pl.LazyFrame:
+        """A table of artifacts that are alike, once for each set of names that experiments have for an artifact."""
+        files = [file for artifact in artifacts for file in artifact.table_files(name)]
+        # Without glob, since the store's path may hold a `*`.
+        plain = pl.scan_parquet(files, glob=False).with_columns(pl.col("artifact").cast(pl.String))
         own = plain.collect_schema().names()
         if name == "frontier" and "key" in own:
             plain, own = plain.rename({"key": "sae_key"}), [*own, "sae_key"]
-        for names, saes in self._names(artifact):
-            columns = {
-                # Tables of older versions hold some names themselves.
-                column: pl.col(column).cast(pl.String) if column in own else pl.lit(value, pl.String)
-                for column, value in names.items()
-                if column in own or column in _APPLICABLE.get(artifact.stage, NAMES)
-            }
-            if name == "frontier" and "sae" not in own:
-                columns["sae"] = pl.col("sae_key").replace_strict(saes, default=None, return_dtype=pl.String)
-            if "sae_key" in own:
-                columns["sae_key"] = pl.col("sae_key")
-            yield plain.with_columns(
-                **{column: expression.cast(_NAME_TYPE) for column, expression in columns.items()}
+        applicable = _APPLICABLE.get(artifacts[0].stage, NAMES)
+        # Tables of older versions hold some names themselves.
+        added = [column for column in NAMES if column in applicable and column not in own]
+        keys = list(_keys(artifacts[0]))
+        about: list[dict[str, str | int | None]] = []
+        saes: list[dict[str, str | int]] = []
+        for artifact in artifacts:
+            for names, sae_names in self._names(artifact):
+                known_as = {column: names[column] for column in added}
+                about.append({"artifact": artifact.key, _SET: len(about), **known_as, **_keys(artifact)})
+                saes += [{_SET: len(about) - 1, "sae_key": key, "sae": sae} for key, sae in sae_names.items()]
+        by_row = name == "frontier" and "sae" in added
+        columns = ["artifact", _SET, *(one for one in added if not (by_row and one == "sae")), *keys]
+        types = {column: pl.Int64 if column == _SET else pl.String for column in columns}
+        named = pl.LazyFrame(about, schema=types)
+        found = plain.drop(*keys, strict=False).join(named, on="artifact", maintain_order="left")
+        if by_row:
+            types = {_SET: pl.Int64, "sae_key": pl.String, "sae": pl.String}
+            found = found.join(
+                pl.LazyFrame(saes, schema=types), on=[_SET, "sae_key"], how="left", maintain_order="left"
             )
+        columns = [column for column in (*NAME_COLUMNS, *KEY_COLUMNS) if column in {*own, *added, *keys}]
+        return found.drop(_SET).with_columns(pl.col(columns).cast(pl.String).cast(_NAME_TYPE))
 
     def _names(self, artifact: Artifact) -> Iterator[tuple[Mapping[str, str | None], Mapping[str, str]]]:
         """Each set of names that experiments have for an artifact (column -> name).
@@ -141,14 +165,10 @@ class Catalog:
             yield dict.fromkeys(NAMES), {}
 
 
-def _keys(artifact: Artifact) -> list[pl.Expr]:
-    """Those `KEY_COLUMNS` that apply to an artifact, as Polars expressions."""
+def _keys(artifact: Artifact) -> dict[str, str]:
+    """The values of those `KEY_COLUMNS` that apply to an artifact."""
     manifest = artifact.manifest
     images = artifact.identity if artifact.stage == "index" else manifest.inputs.get("images")
     sae = artifact.key if artifact.stage in SAE_STAGES else manifest.inputs.get("sae")
-    found = []
-    if images is not None:
-        found.append(pl.lit(images).cast(_NAME_TYPE).alias("image_set"))
-    if sae is not None:
-        found.append(pl.lit(sae).cast(_NAME_TYPE).alias("sae_key"))
-    return found
+    found = {"image_set": images, "sae_key": sae}
+    return {column: key for column, key in found.items() if key is not None}

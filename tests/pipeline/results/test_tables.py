@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 
 import polars as pl
@@ -21,6 +22,7 @@ from patchsae.pipeline.results.status import status_rows
 from patchsae.pipeline.results.tables import Catalog
 from patchsae.storage.errors import UserError
 from patchsae.storage.store import Store
+from tests.support.wide_store import commit_saes, record
 
 SAE = "kind: topk, k: 4, n_latents: 48, batch_size: 128, n_steps: 5"
 TWO = f"""
@@ -240,3 +242,26 @@ def test_names_are_those_of_the_newest_version_of_an_experiment(tmp_path: Path) 
     assert rows[first] == [f"{earlier}: train/two"] and rows[second] == ["mine: train/two"]
     store.records.forget("mine")
     assert find_sae(store, "two").key == first, "the only version that is left"
+
+
+def test_a_query_over_more_files_than_polars_has_threads_gives_every_row_without_a_warning(
+    tmp_path: Path,
+) -> None:
+    wide = Store(tmp_path / "wide")
+    made = commit_saes(
+        wide, [{"kind": "topk", "seed": i} for i in range(540)], {"images": "a", "activations": "b"}
+    )
+    # Two experiments with the same names for other SAEs, and one SAE that only one of them has.
+    record(wide, "first", {f"sae-{i}": artifact for i, artifact in enumerate(made[:300])})
+    record(wide, "second", {f"sae-{i}": artifact for i, artifact in enumerate(made[299:])})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rows = execute(wide, "SELECT sae, sae_key, max(step) AS step FROM training GROUP BY sae, sae_key")
+    rows = rows.cast({"sae": str, "sae_key": str})
+    expected = {(f"sae-{i}", made[i].key, i) for i in range(300)}
+    assert set(rows.iter_rows()) == expected | {(f"sae-{i}", made[299 + i].key, 299 + i) for i in range(241)}
+    assert rows.height == 541
+    # Polars counts the scans that are open at once, and not the files. 512 is the most it allows.
+    assert Catalog(wide).scan("training").explain(optimized=False).count("Parquet SCAN") == 1
+    only = execute(wide, "SELECT step FROM training WHERE sae = 'sae-0'", "second")
+    assert only["step"].to_list() == [299]
