@@ -5,10 +5,10 @@ from __future__ import annotations
 from prefect import flow
 
 from patchsae.flows.map_parts import DaskParts
+from patchsae.flows.reporting import current_reporter
 from patchsae.flows.resources import ResourcesModel, check_resources, resources_of
 from patchsae.flows.result_storage import Reference, StoreView
 from patchsae.flows.stage_task import Build, run_stage
-from patchsae.pipeline.core.progress import ConsoleReporter
 from patchsae.pipeline.core.resources import Resources
 from patchsae.pipeline.core.stage import Runtime
 from patchsae.pipeline.experiment.request import Work, check_can_run, open_work
@@ -42,7 +42,7 @@ def run_nodes(work: Work, resources: Resources) -> dict[str, Reference]:
     """
     built: set[str | None] = set()
     with DaskParts(resources.dask) as map_parts:
-        runtime = Runtime.here(resources, reporter=ConsoleReporter(), map_parts=map_parts)
+        runtime = Runtime.here(resources, reporter=current_reporter(), map_parts=map_parts)
         return {
             group.first.node.address: _run(work, group, runtime, built) for group in groups(work, runtime)
         }

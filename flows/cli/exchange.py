@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from patchsae.flows.cli.options import JsonOption, StoreOption
+from patchsae.flows.cli.screen import result, say
 
 SaeArgument = Annotated[
     str,
@@ -36,7 +37,7 @@ def export(
     from patchsae.flows.cli.sae_files import export as write
     from patchsae.storage.store import Store
 
-    typer.echo("\n".join(str(path) for path in write(Store(store), sae, format_, to, force)))
+    result("\n".join(str(path) for path in write(Store(store), sae, format_, to, force)))
 
 
 def import_(
@@ -62,7 +63,7 @@ def import_(
     from patchsae.flows.cli.sae_files import convert
 
     words, paths = convert(source, format_, to, force)
-    typer.echo("\n".join([f"{source}: {words}", *map(str, paths)]))
+    result("\n".join([f"{source}: {words}", *map(str, paths)]))
 
 
 def visaebench(
@@ -92,7 +93,7 @@ def visaebench(
     rows = score(Store(store), sae, split, metric or DEFAULT_METRICS, device)
     header = ("metric", "dimension", "value", "better")
     shown = [[str(row[name]) if name != "value" else f"{row[name]:.4f}" for name in header] for row in rows]
-    typer.echo(json.dumps(rows, indent=1) if as_json else table(header, shown, right=("value",)))
+    result(json.dumps(rows, indent=1) if as_json else table(header, shown, right=("value",)))
     if any(row["metric"] == "fvu" for row in rows):
         # Beside JSON it goes where no program reads.
-        typer.echo(FVU_NOTE, err=as_json)
+        (say if as_json else result)(FVU_NOTE)

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from patchsae import pipeline
+from patchsae.flows.cli.screen import Verbosity
 from patchsae.pipeline.core.resources import Resources
 
 _PRESETS = Path(pipeline.__path__[0]) / "experiment" / "presets"
@@ -56,20 +57,18 @@ RerunOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show only errors and the result.")]
+VerboseOption = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Show what stages do, warnings of libraries, and tracebacks too."),
+]
 
 _RESOURCES = "resources"
 
 
 def with_resources(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command one option per field of `Resources` instead of its parameter `resources`."""
-    hints = typing.get_type_hints(command, include_extras=True)
     settings = {one.name: one for one in dataclasses.fields(Resources)}
-    parameters = [
-        parameter.replace(annotation=hints[name])
-        for name, parameter in inspect.signature(command).parameters.items()
-        if name != _RESOURCES
-    ]
-    parameters += [_option(one) for one in settings.values()]
 
     @functools.wraps(command)
     def wrapped(**given: Any) -> None:
@@ -77,9 +76,41 @@ def with_resources(command: Callable[..., None]) -> Callable[..., None]:
         chosen["log"] = tuple(chosen["log"] or ())
         command(**given, resources=Resources(**chosen))
 
-    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return wrapped
+    own = [parameter for parameter in _parameters(command) if parameter.name != _RESOURCES]
+    return _with_parameters(wrapped, [*own, *map(_option, settings.values())])
+
+
+def with_verbosity(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options `--quiet` and `--verbose`, which may also stand before its name."""
+
+    @functools.wraps(command)
+    def wrapped(quiet: bool, verbose: bool, **given: Any) -> None:
+        Verbosity.choose(quiet, verbose)
+        command(**given)
+
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        for name, kind in (("quiet", QuietOption), ("verbose", VerboseOption))
+    ]
+    return _with_parameters(wrapped, [*_parameters(command), *added])
+
+
+def _parameters(command: Callable[..., None]) -> list[inspect.Parameter]:
+    """The parameters of a command with their annotations as objects."""
+    hints = typing.get_type_hints(command, include_extras=True)
+    return [
+        parameter.replace(annotation=hints.get(name, Any))
+        for name, parameter in inspect.signature(command).parameters.items()
+    ]
+
+
+def _with_parameters(
+    command: Callable[..., None], parameters: list[inspect.Parameter]
+) -> Callable[..., None]:
+    """Makes typer see other parameters of a command than those it is written with."""
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
 
 
 def _option(setting: dataclasses.Field[Any]) -> inspect.Parameter:

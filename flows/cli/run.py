@@ -7,9 +7,11 @@ import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 
-import typer
-
+from patchsae.flows.cli.bars import reporter
+from patchsae.flows.cli.commands import failing
+from patchsae.flows.cli.screen import result, say, waiting
 from patchsae.flows.cli.signals import Stopped
+from patchsae.flows.reporting import reporting_to
 from patchsae.flows.resources import ResourcesModel, check_resources
 from patchsae.pipeline.core.resources import Resources
 from patchsae.pipeline.experiment.request import check_can_run, open_work
@@ -49,27 +51,38 @@ def launch(
     resources: Resources | None = None,
 ) -> None:
     """Builds every artifact of an experiment that is not in the store. Raises UserError if it cannot."""
+    resources = resources or Resources()
+    check_resources(resources)
+    waiting.on("planning")
     work = open_work(experiment, overrides, store, only, rerun)
     to_do = work.to_do()
     if not to_do:
         if work.store.is_writable():
             remember(work, newest=True)
             tidy(work)
-        typer.echo(f"Nothing to do: all {len(work.wanted)} stages of {work.record} are in {work.store.root}.")
+        result(f"Nothing to do: all {len(work.wanted)} stages of {work.record} are in {work.store.root}.")
         return
     check_can_run(work)
-    resources = resources or Resources()
-    check_resources(resources)
-    typer.echo(
+    say(
         f"{work.record}: {len(to_do)} of {len(work.wanted)} stages to do ({', '.join(to_do)}) in {work.store.root}"
     )
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    waiting.on("starting Prefect's server")
     from patchsae.flows.server import server_for_a_run
 
-    with explaining_full_disk(work.store.root), server_for_a_run(), _termination_as_interrupt():
+    with contextlib.ExitStack() as running:
+        for each in (
+            failing(),
+            explaining_full_disk(work.store.root),
+            server_for_a_run(),
+            _termination_as_interrupt(),
+            reporting_to(reporter()),
+        ):
+            running.enter_context(each)
         from patchsae.flows.experiment import experiment as experiment_flow
 
+        waiting.on("starting the run")
         experiment_flow(
             experiment=experiment,
             overrides=list(overrides),
@@ -78,4 +91,4 @@ def launch(
             rerun=list(rerun),
             resources=ResourcesModel(**dataclasses.asdict(resources)),
         )
-    typer.echo(f"Done. `patchsae status --store {store}` lists what there is.")
+    result(f"Done. `patchsae status --store {store}` lists what there is.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from patchsae.storage.atomic import explaining_full_disk
 from patchsae.storage.errors import UserError
 from patchsae.storage.manifest import Summary
 from patchsae.storage.store import Store
+
+_LOG = logging.getLogger("patchsae")
 
 
 @dataclass(frozen=True)
@@ -132,5 +135,5 @@ def _locked(store: Store, work: Assignment) -> contextlib.AbstractContextManager
 
 
 def _saying(work: Assignment, why: str) -> Callable[[], None]:
-    """A function that prints why this process waits."""
-    return lambda: print(f"{work.address} {work.key[:16]}: {why}; waiting for that one.", flush=True)
+    """A function that says why this process waits."""
+    return lambda: _LOG.warning("%s %s: %s; waiting for that one.", work.address, work.key[:16], why)

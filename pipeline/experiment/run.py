@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from patchsae.pipeline.core.execute import Assignment, execute
 from patchsae.pipeline.core.stage import Runtime
+from patchsae.pipeline.core.text import number
 from patchsae.pipeline.experiment.plan import Planned
 from patchsae.pipeline.experiment.request import Work
 from patchsae.storage.artifacts import Artifact
@@ -15,6 +18,8 @@ from patchsae.storage.errors import UserError
 from patchsae.storage.locks import Busy, refuse
 from patchsae.storage.records import ExperimentRecord, RecordedNode
 from patchsae.storage.store import Store
+
+_LOG = logging.getLogger("patchsae")
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,8 @@ def _groups(work: Work, runtime: Runtime) -> Iterator[Group]:
         item = planned[address] = _again(work, work.planner.node(before.node, planned), built)
         if address not in work.wanted:
             continue
+        if not item.has_work and item.key not in built:
+            _LOG.info("%s is in the store: %s", address, item.key)
         later = [
             _again(work, work.planner.node(other.node, planned), built)
             for a, other in work.planned.items()
@@ -103,10 +110,32 @@ def _building(
     rebuilt: set[str] = set()
 
     def build() -> list[Artifact]:
-        works = [assignment(work.store, item, before) for item in items]
-        return execute(work.store, works, runtime, rebuilt)
+        with _told(work, items):
+            works = [assignment(work.store, item, before) for item in items]
+            return execute(work.store, works, runtime, rebuilt)
 
     return build
+
+
+@contextlib.contextmanager
+def _told(work: Work, items: Sequence[Planned]) -> Iterator[None]:
+    """Tells the logger when nodes that have work begin to be built, and how that ends."""
+    busy = [item for item in items if item.has_work]
+    for item in busy:
+        _LOG.info("%s starts (%s)", item.node.address, item.why)
+    called, started = ", ".join(item.node.address for item in busy), time.monotonic()
+    try:
+        yield
+    except BaseException as error:
+        how = "failed" if isinstance(error, Exception) else "was interrupted"
+        if busy:
+            _LOG.info("%s %s after %.1f s", called, how, time.monotonic() - started)
+        raise
+    for item in busy:
+        artifact = work.store.at(item.node.stage.name, str(item.key))
+        summary = ", ".join(f"{name} {number(value)}" for name, value in artifact.manifest.summary.items())
+        seconds = time.monotonic() - started
+        _LOG.info("%s is done after %.1f s: %s; %s", item.node.address, seconds, artifact.path, summary)
 
 
 def assignment(store: Store, item: Planned, before: Mapping[str, Planned]) -> Assignment:
@@ -155,7 +184,7 @@ def remember(work: Work, planned: Mapping[str, Planned] | None = None, newest: b
     """
     record = _record(work, {**work.planned, **(planned or {})})
     work.store.records.write(
-        work.record, record, newest, lambda: print("`patchsae gc` is deleting; waiting for it.", flush=True)
+        work.record, record, newest, lambda: _LOG.warning("`patchsae gc` is deleting; waiting for it.")
     )
 
 

@@ -71,7 +71,8 @@ def held(tmp_path: Path) -> Iterator[Held]:
 def assert_ended(process: subprocess.Popen[str], number: signal.Signals, tmp_path: Path) -> None:
     _, error = process.communicate(timeout=120)
     assert process.returncode == 128 + number, error
-    assert error.count("patchsae: interrupted;") == 1 and len(error.splitlines()) == 1, error
+    assert error.count("patchsae: interrupted;") == 1 and "Traceback" not in error, error
+    assert error.splitlines()[-1].startswith("patchsae: interrupted;")
     assert list((tmp_path / "tmp").glob("patchsae-*")) == []
 
 

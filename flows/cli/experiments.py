@@ -1,0 +1,78 @@
+"""The commands that have to do with an experiment: `demo`, `run` and `plan`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from patchsae.flows.cli.options import (
+    ExperimentArgument,
+    JsonOption,
+    OnlyOption,
+    RerunOption,
+    SetOption,
+    StoreOption,
+    with_resources,
+)
+from patchsae.flows.cli.screen import result
+
+
+def demo(store: StoreOption = "./store") -> None:
+    """Run the bundled demo, from images to a table of results, in a few minutes on a CPU.
+
+    The demo downloads nothing: a small CLIP and a world of rendered shapes come with the package. A second
+    `demo` computes nothing and prints the results again.
+    """
+    from patchsae.flows.cli.demo import report
+    from patchsae.flows.cli.run import launch
+    from patchsae.pipeline.experiment.request import open_work
+
+    launch("demo", [], store, [], [])
+    result(report(open_work("demo", store=store)))
+
+
+@with_resources
+def run(
+    experiment: ExperimentArgument,
+    set_: SetOption = None,
+    store: StoreOption = "./store",
+    only: OnlyOption = None,
+    rerun: RerunOption = None,
+    resources: Any = None,
+) -> None:
+    """Run an experiment: compute what is not in the store yet, and resume what was interrupted.
+
+    Examples:
+
+    - `patchsae run demo --set train.l1_coefficient=1e-4`
+
+    - `patchsae run my-photos.yaml --store /data/store --device cuda`
+
+    - `patchsae run demo --rerun train/relu` builds one stage again, and the stages that use its result if that
+      differs; add `--rerun statistics` to run that one in any case
+    """
+    from patchsae.flows.cli.run import launch
+
+    launch(experiment, set_ or [], store, only or [], rerun or [], resources)
+
+
+def plan(
+    experiment: ExperimentArgument,
+    set_: SetOption = None,
+    store: StoreOption = "./store",
+    only: OnlyOption = None,
+    rerun: RerunOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a run would do, and why, without running anything.
+
+    The plan has, for every stage, its key, its state, the bytes it would write, and why it would run: the
+    field or input that changed, or where it resumes. Exits with code 2 if the bytes do not fit on the disk.
+    """
+    from patchsae.flows.cli.show import plan_rows, plan_text
+    from patchsae.pipeline.experiment.plan import check_space
+    from patchsae.pipeline.experiment.request import open_work
+
+    work = open_work(experiment, set_ or [], store, only or [], rerun or [])
+    result(json.dumps(plan_rows(work), indent=1) if as_json else plan_text(work))
+    check_space(work.store, work.to_write())

@@ -1,0 +1,169 @@
+"""What a command shows: results on standard output, everything else on standard error, as much as was asked for.
+
+`-q` leaves errors and results. `-v` adds what stages do, warnings of libraries, and tracebacks. A line on a
+terminal says what a command is doing while it has nothing else to show.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+
+from patchsae.storage.errors import StoreWarning
+
+LOGGER = logging.getLogger("patchsae")
+"""The logger of stages, with the children `library` (warnings of libraries) and `screen` (lines of commands)."""
+_LINES = LOGGER.getChild("screen")
+_LIBRARIES = LOGGER.getChild("library")
+_SECONDS_OF_SILENCE = 1.0
+
+
+class OutputClosed(Exception):
+    """Who read standard output has gone, as `head` does when it has its lines."""
+
+
+class Verbosity:
+    """How much this command shows."""
+
+    quiet = False
+    verbose = False
+
+    @classmethod
+    def choose(cls, quiet: bool, verbose: bool) -> None:
+        """Adds what an option asked for, before or after the name of the command."""
+        cls.quiet, cls.verbose = cls.quiet or quiet, cls.verbose or verbose
+        if cls.quiet and cls.verbose:
+            raise typer.BadParameter("--quiet and --verbose cannot both be given; leave one out.")
+        LOGGER.setLevel(logging.INFO)
+        _handler.setLevel(logging.INFO if cls.verbose else logging.ERROR if cls.quiet else logging.WARNING)
+
+
+class Waiting:
+    """One line on a terminal that says what a command does, while nothing else was shown for a second."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._label = ""
+        self._shown = False
+        self._wakes = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def on(self, label: str) -> None:
+        """Says what the command does from now on."""
+        if Verbosity.quiet or not sys.stderr.isatty():
+            return
+        with self._lock:
+            self._label = label
+            if self._shown:
+                self._draw()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._show_later, daemon=True)
+                self._thread.start()
+
+    def off(self) -> None:
+        """Takes the line away, since something else is about to be shown."""
+        with self._lock:
+            self._label = ""
+            if self._shown:
+                sys.stderr.write("\r\x1b[2K")
+                sys.stderr.flush()
+                self._shown = False
+
+    def _show_later(self) -> None:
+        label = ""
+        while not self._wakes.wait(_SECONDS_OF_SILENCE):
+            with self._lock:
+                # A label that came in this second waits for the next one.
+                if self._label and self._label == label and not self._shown:
+                    self._draw()
+                label = self._label
+
+    def _draw(self) -> None:
+        sys.stderr.write(f"\r\x1b[2K{self._label} ...")
+        sys.stderr.flush()
+        self._shown = True
+
+
+waiting = Waiting()
+
+
+def result(text: str | bytes) -> None:
+    """Writes a result to standard output. Raises OutputClosed if nobody reads it any more."""
+    waiting.off()
+    data = text if isinstance(text, bytes) else f"{text}\n".encode(errors="replace")
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Otherwise Python tries to write the rest when it ends, and complains.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputClosed from None
+
+
+def say(text: str) -> None:
+    """Says on standard error what goes on, unless the command is quiet."""
+    _LINES.info(text)
+    if not Verbosity.quiet:
+        error(text)
+
+
+def error(text: str) -> None:
+    """Writes a line to standard error."""
+    waiting.off()
+    with contextlib.suppress(BrokenPipeError):
+        typer.echo(text, err=True)
+
+
+class _Lines(logging.Handler):
+    """Shows records of the logger `patchsae` on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # What `say` and `error` showed is on the screen already.
+        if record.name != _LINES.name:
+            error(record.getMessage())
+
+
+_handler = _Lines()
+
+
+@contextlib.contextmanager
+def showing() -> Iterator[None]:
+    """Inside the `with` block records and warnings are shown as the options say, and a wait is announced."""
+    Verbosity.quiet = Verbosity.verbose = False
+    Verbosity.choose(False, False)
+    LOGGER.addHandler(_handler)
+    LOGGER.propagate = False
+    waiting.on("loading patchsae")
+    try:
+        with _warnings_as_lines():
+            yield
+    finally:
+        waiting.off()
+        LOGGER.removeHandler(_handler)
+        LOGGER.propagate = True
+
+
+@contextlib.contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Prints a StoreWarning as one line; those of libraries go to the log, and are shown with `-v`."""
+    with warnings.catch_warnings():
+
+        def show(message: Warning | str, category: type[Warning], *others: Any) -> None:
+            if issubclass(category, StoreWarning):
+                _LINES.warning(str(message))
+                error(f"patchsae: {message}")
+            else:
+                _LIBRARIES.info("%s: %s", category.__name__, " ".join(str(message).split()))
+
+        warnings.simplefilter("always", StoreWarning)
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
