@@ -42,7 +42,7 @@ from patchsae.pipeline.evaluations.statistics.tables import (
 from patchsae.pipeline.experiment.experiment import PRESETS, parse
 from patchsae.pipeline.experiment.kinds import KINDS, STAGES
 from patchsae.pipeline.images.dataset import DatasetConfig
-from patchsae.pipeline.images.tables import CLASSES, CORRUPT_IMAGES, IMAGES
+from patchsae.pipeline.images.tables import CLASSES, CORRUPT_IMAGES, IMAGE_LABELS, IMAGES
 from patchsae.pipeline.results.sql import ARTIFACT_COLUMNS, ARTIFACTS, describe
 from patchsae.pipeline.results.tables import KEY_COLUMNS, NAME_COLUMNS, Catalog
 from patchsae.pipeline.saes.files import READABLE, WRITABLE
@@ -56,7 +56,7 @@ from patchsae.storage.tables import TableSchema
 DOCS = Path(__file__).parent
 ADDED = {**NAME_COLUMNS, **KEY_COLUMNS}
 TABLES: dict[str, tuple[TableSchema, ...]] = {
-    "index": (IMAGES, CLASSES, CORRUPT_IMAGES),
+    "index": (IMAGES, CLASSES, IMAGE_LABELS, CORRUPT_IMAGES),
     "train": (TRAINING,),
     "statistics": (latents_schema(TableSettings().quantiles), LATENT_IMAGES, CLASS_LATENTS),
     "masking": (MASKING,),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -17,13 +17,15 @@ class Record:
     """One image, before it is indexed.
 
     `source` is a relative path, or an id such as `train/17`. It is unique in the dataset and does not change.
-    `label` is the class id; two classes may have the same `class_name`.
+    `label` is the class id; two classes may have the same `class_name`. An image of several classes has all their
+    ids in `labels`, and one of them as its `label`; `labels` is empty for an image of one class.
     """
 
     source: str
     label: int
     class_name: str
     split: str
+    labels: tuple[int, ...] = ()
 
 
 class Dataset(Protocol):
@@ -55,6 +57,14 @@ class Dataset(Protocol):
         """
         ...
 
+    def attribute_values(self, attribute: str) -> list[str]:
+        """The names of the values of one of `DatasetConfig.attributes`, in the order of their ids."""
+        return []
+
+    def attribute_labels(self, attribute: str, source: str) -> tuple[int, ...]:
+        """The ids of an image's values of an attribute: one or more."""
+        return ()
+
 
 class DatasetConfig(Config):
     """Base of dataset configs. A subclass adds `kind: Literal[...] = ...` and `build`."""
@@ -70,6 +80,17 @@ class DatasetConfig(Config):
     def templates(self) -> list[str]:
         """Zero-shot prompts that suit the classes, each with one `{}` in place of the class name."""
         return ["a photo of a {}."]
+
+    def attributes(self) -> Mapping[str, Sequence[str]]:
+        """What the images are labelled with beside their classes: name -> zero-shot prompts of its values.
+
+        A name has lower-case letters, digits and `_`, since tables have columns that end in it.
+        """
+        return {}
+
+    def class_attribute(self) -> str | None:
+        """The name of the attribute whose values are the classes, if the dataset has a name for it."""
+        return None
 
     def location(self) -> dict[str, str]:
         """Where the images lie, for the manifest; empty for images that are generated or in a package."""

@@ -15,7 +15,7 @@ from typing import Any
 from patchsae.pipeline.core.stage import Inputs, Runtime, Stage
 from patchsae.pipeline.images.dataset import Dataset, DatasetConfig, Record
 from patchsae.pipeline.images.files import reason
-from patchsae.pipeline.images.tables import CLASSES, CORRUPT_IMAGES, IMAGES
+from patchsae.pipeline.images.tables import CLASSES, CORRUPT_IMAGES, IMAGE_LABELS, IMAGES
 from patchsae.storage.artifacts import Builder
 from patchsae.storage.errors import UserError
 from patchsae.storage.keys import canonical_json, digest_bytes
@@ -51,10 +51,14 @@ def inspect(dataset: Dataset, record: Record) -> dict[str, Any]:
 
 
 def content_identity(class_names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """sha256 over the class names and the label, split and digest of each image, in the order of the rows."""
+    """sha256 over the class names and the label, split and digest of each image, in the order of the rows.
+
+    Of an image of several classes all labels go in too.
+    """
     digest = hashlib.sha256(canonical_json(list(class_names)).encode())
     for row in rows:
-        digest.update(canonical_json([row["label"], row["split"], row["digest"]]).encode())
+        several = [list(row["labels"])] if row.get("labels") else []
+        digest.update(canonical_json([row["label"], row["split"], row["digest"], *several]).encode())
     return digest.hexdigest()
 
 
@@ -83,6 +87,16 @@ def _run(config: DatasetConfig, inputs: Inputs, out: Builder, runtime: Runtime) 
         {"image": range(len(rows)), **{c.name: [row[c.name] for row in rows] for c in IMAGES.columns[1:]}},
     )
     out.write_table(CLASSES, {"class": range(len(names)), "class_name": names, "n_images": counts})
+    if any(row["labels"] for row in rows):
+        pairs = [(image, label) for image, row in enumerate(rows) for label in _labels(row)]
+        out.write_table(
+            IMAGE_LABELS,
+            {
+                "image": [image for image, _ in pairs],
+                "label": [label for _, label in pairs],
+                "class_name": [names[label] for _, label in pairs],
+            },
+        )
     out.write_table(
         CORRUPT_IMAGES,
         {"source": [row["source"] for row in corrupt], "error": [row["error"] for row in corrupt]},
@@ -102,8 +116,14 @@ def _run(config: DatasetConfig, inputs: Inputs, out: Builder, runtime: Runtime) 
 def _count(rows: Sequence[Mapping[str, Any]], n_classes: int) -> list[int]:
     counts = [0] * n_classes
     for row in rows:
-        counts[row["label"]] += 1
+        for label in _labels(row):
+            counts[label] += 1
     return counts
+
+
+def _labels(row: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids of all classes of an image."""
+    return row["labels"] or (row["label"],)
 
 
 def _inspect_all(

@@ -26,7 +26,12 @@ IMAGES = TableSchema(
             pa.string(),
             "Id of the image in the dataset: its path relative to the dataset's root, or a name.",
         ),
-        Column("label", pa.int32(), "Class id, counted from 0; two classes may have the same name."),
+        Column(
+            "label",
+            pa.int32(),
+            "Class id, counted from 0; two classes may have the same name. Of an image of several classes: one of "
+            "them, and all are in `image_labels`.",
+        ),
         Column("class_name", pa.string(), "Name of the class."),
         Column("split", pa.string(), "Split that the image belongs to."),
         Column("width", pa.int32(), "Width in pixels, before preprocessing."),
@@ -42,7 +47,22 @@ CLASSES = TableSchema(
     (
         Column("class", pa.int32(), "Class id, which is the `label` of its images."),
         Column("class_name", pa.string(), "Name of the class; two classes may have the same name."),
-        Column("n_images", pa.int64(), "Number of readable images of the class, over all splits."),
+        Column(
+            "n_images",
+            pa.int64(),
+            "Number of readable images of the class, over all splits. An image of several classes counts in each.",
+        ),
+    ),
+)
+
+
+IMAGE_LABELS = TableSchema(
+    "image_labels",
+    "One row per image and class that it is of. Only a dataset with images of several classes has this table.",
+    (
+        Column("image", pa.int64(), "Row number of the image in the table `images`."),
+        Column("label", pa.int32(), "Class id, which is the `class` of the table `classes`."),
+        Column("class_name", pa.string(), "Name of the class."),
     ),
 )
 
@@ -83,7 +103,8 @@ def rows_of(
             if one not in names and not (isinstance(one, int) and 0 <= one < len(names)):
                 raise UserError(f"classes: the dataset has no class `{one}`{nearest(str(one), names)}")
         wanted = {i for i, name in enumerate(names) if i in classes or name in classes}
-        rows = rows[np.isin(labels_of(images)[rows], sorted(wanted))]
+        position, label = label_sets_of(images).pairs(rows)
+        rows = rows[np.unique(position[np.isin(label, sorted(wanted))])]
         if not len(rows):
             raise UserError(
                 f"classes: no image of the split `{split}` is of one of {', '.join(map(str, classes))}."
@@ -94,6 +115,43 @@ def rows_of(
 def labels_of(images: Artifact) -> np.ndarray:
     """The class id of every image of an `index` artifact: int32 [images]."""
     return images.scan("images").select("label").collect()["label"].to_numpy(writable=True)
+
+
+class LabelSets:
+    """The class ids of every image of an index. Most images are of one class, some datasets' of several."""
+
+    def __init__(self, image: np.ndarray, label: np.ndarray, n_images: int) -> None:
+        """`image` ascends and has every image from 0 to `n_images - 1` at least once; `label` has its class ids."""
+        self._ends = np.searchsorted(image, np.arange(n_images + 1))
+        self._labels = label
+
+    def counts(self, rows: np.ndarray) -> np.ndarray:
+        """The number of classes of each of the images `rows`: int64 [images]."""
+        return self._ends[rows + 1] - self._ends[rows]
+
+    def pairs(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Every class of each of the images `rows`: (position in `rows`, class id), both int64 [pairs]."""
+        n = self.counts(rows)
+        position = np.repeat(np.arange(len(rows)), n)
+        nth = np.arange(len(position)) - np.repeat(np.cumsum(n) - n, n)
+        return position, self._labels[self._ends[rows][position] + nth].astype(np.int64)
+
+    def mask(self, rows: np.ndarray, n_classes: int) -> np.ndarray:
+        """Whether each of the images `rows` is of each class: bool [images, C]."""
+        found = np.zeros((len(rows), n_classes), bool)
+        found[self.pairs(rows)] = True
+        return found
+
+
+def label_sets_of(images: Artifact) -> LabelSets:
+    """The classes of every image of an `index` artifact."""
+    labels = labels_of(images)
+    if not images.table_files(IMAGE_LABELS.name):
+        return LabelSets(np.arange(len(labels)), labels, len(labels))
+    rows = (
+        images.scan(IMAGE_LABELS.name).select("image", "label").sort("image", maintain_order=True).collect()
+    )
+    return LabelSets(rows["image"].to_numpy(), rows["label"].to_numpy(), len(labels))
 
 
 def class_names_of(images: Artifact) -> list[str]:

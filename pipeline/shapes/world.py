@@ -10,7 +10,7 @@ Axes: y, x are pixels (y down); a patch is 8x8 pixels, so an image has an 8x8 gr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -64,9 +64,9 @@ TEMPLATES = {
 
 PRETRAINING_VALUES = {**VALUES, "shape": SHAPES, "texture": TEXTURES}
 
-SPLITS = ("pretrain", "heldout", "train", "test", "downstream_train", "downstream_test")
-"""`pretrain` and its twin `heldout` show 1 to 3 objects, the others one; only the last two show withheld
-values."""
+SPLITS = ("pretrain", "heldout", "train", "test", "downstream_train", "downstream_test", "two_objects")
+"""`pretrain` and its twin `heldout` show 1 to 3 objects, `two_objects` two small ones that differ in shape, colour
+and texture, the others one; only the downstream splits show withheld values."""
 
 OBJECT_COUNT_SHARES = (0.70, 0.20, 0.10)  # of 1, 2 and 3 objects in `pretrain` and `heldout`
 PREFIXES = ("", "a photo of ", "an image of ", "a picture of ")
@@ -115,10 +115,19 @@ class Layout:
     background: str
     background_draw: tuple[float, ...]
     caption: str
+    separate_noise: bool = False
+    """Whether the background and every object draw their noise from streams of their own, so that changing one of
+    them leaves the others as they are (`pipeline.shapes.pairs`)."""
 
     def value(self, attribute: str) -> str:
         """The value of `attribute`; an object's attribute is the first object's."""
-        return self.background if attribute == "background" else self.placements[0].value(attribute)
+        return self.values(attribute)[0]
+
+    def values(self, attribute: str) -> tuple[str, ...]:
+        """The value of `attribute` of every object, or the background alone."""
+        if attribute == "background":
+            return (self.background,)
+        return tuple(placement.value(attribute) for placement in self.placements)
 
 
 @dataclass(frozen=True)
@@ -146,28 +155,35 @@ class Scene:
 
 def layout(seed: int, split: str, index: int) -> Layout:
     """What an image shows, found in about 30 microseconds. Raises ValueError for an unknown split."""
-    draws = iter(_uniforms(_generator(seed, split, index), N_UNIFORMS).tolist())
+    draws = iter(uniforms(generator(seed, split, index), N_UNIFORMS).tolist())
     values = values_of(split)
     n_objects = 1
     if split in ("pretrain", "heldout"):
         u = next(draws)
         n_objects += (u >= OBJECT_COUNT_SHARES[0]) + (u >= OBJECT_COUNT_SHARES[0] + OBJECT_COUNT_SHARES[1])
+    placements: list[Placement] = []
 
     def pick(options: tuple[str, ...]) -> str:
         return options[int(next(draws) * len(options))]
 
-    # Two large objects would hide one another: at most the first one is large.
-    sizes = [pick(values["size"])] + ["small"] * (n_objects - 1)
-    placements: list[Placement] = []
+    def pick_value(attribute: str) -> str:
+        taken = [p.value(attribute) for p in placements] if split == "two_objects" else []
+        return pick(tuple(value for value in values[attribute] if value not in taken))
+
+    if split == "two_objects":
+        sizes = ["small", "small"]
+    else:
+        # Two large objects would hide one another: at most the first one is large.
+        sizes = [pick(values["size"])] + ["small"] * (n_objects - 1)
     for size in sizes:
         smallest, largest = SIZES[size]
         diameter = smallest + int(next(draws) * (largest - smallest + 1))
         top, left = _position(draws, diameter, placements)
         placements.append(
             Placement(
-                shape=pick(values["shape"]),
-                colour=pick(values["colour"]),
-                texture=pick(values["texture"]),
+                shape=pick_value("shape"),
+                colour=pick_value("colour"),
+                texture=pick_value("texture"),
                 size=size,
                 diameter=diameter,
                 top=top,
@@ -181,9 +197,14 @@ def layout(seed: int, split: str, index: int) -> Layout:
         )
     background = pick(values["background"])
     background_draw = tuple(next(draws) for _ in range(8))
-    nouns = [f"a {p.size} {p.colour} {p.texture} {p.shape}" for p in placements]
-    caption = f"{pick(PREFIXES)}{' and '.join(nouns)} on a {background} background"
+    caption = pick(PREFIXES) + description(placements, background)
     return Layout(seed, split, index, tuple(placements), background, background_draw, caption)
+
+
+def description(placements: Sequence[Placement], background: str) -> str:
+    """A caption without a prefix: every object with its values, and the background."""
+    nouns = [f"a {p.size} {p.colour} {p.texture} {p.shape}" for p in placements]
+    return f"{' and '.join(nouns)} on a {background} background"
 
 
 def render(seed: int, split: str, index: int) -> Scene:
@@ -191,14 +212,19 @@ def render(seed: int, split: str, index: int) -> Scene:
     return draw(layout(seed, split, index))
 
 
-def draw(plan: Layout) -> Scene:
-    """The scene that `plan` describes, far objects first, anti-aliased by 4x4 supersampling."""
+def draw(plan: Layout, outlined: bool = False) -> Scene:
+    """The scene that `plan` describes, far objects first, anti-aliased by 4x4 supersampling.
+
+    `outlined` leaves the inside of objects out; their masks are those of the whole objects.
+    """
     noise = _Noise(plan)
     canvas = _draw_background(plan, noise)
     masks: list[Float] = []
-    for placement in plan.placements:
+    for i, placement in enumerate(plan.placements):
         d, top, left = placement.diameter, placement.top, placement.left
         coverage = _coverage(placement.shape, d, placement.rotation)
+        if plan.separate_noise:
+            noise = _Noise(plan, _FIRST_OBJECT_STREAM + i)
         for mask in masks:
             mask[top : top + d, left : left + d] *= 1 - coverage
         mask = np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.float32)
@@ -210,7 +236,8 @@ def draw(plan: Layout) -> Scene:
         window = canvas[top : top + d, left : left + d]
         # The second tone is a dark shade of the same colour.
         colour = base * (1 - np.float32(0.62) * tone)[..., None]
-        window += coverage[..., None] * (colour - window)
+        painted = coverage - _interior(coverage) if outlined else coverage
+        window += painted[..., None] * (colour - window)
     np.clip(canvas, 0, 1, out=canvas)
     image = (canvas * 255 + np.float32(0.5)).astype(np.uint8)
     background_mask = np.ones((IMAGE_SIZE, IMAGE_SIZE), np.float32)
@@ -243,29 +270,36 @@ def _patch_share(mask: Float) -> Float:
     return shares
 
 
-def _generator(seed: int, split: str, index: int, stream: int = 0) -> np.random.Philox:
+_NOISE_STREAM = 1
+_FIRST_OBJECT_STREAM = 2
+OTHER_VALUE_STREAM = 16
+
+
+def generator(seed: int, split: str, index: int, stream: int = 0) -> np.random.Philox:
     if split not in SPLITS:
         raise ValueError(f"the shapes world has no split {split!r}; choose one of {', '.join(SPLITS)}")
     return np.random.Philox(np.random.SeedSequence((seed, SPLITS.index(split), index, stream)))
 
 
-def _uniforms(generator: np.random.Philox, n: int) -> NDArray[np.float64]:
+def uniforms(source: np.random.Philox, n: int) -> NDArray[np.float64]:
     """`n` numbers in [0, 1) from the raw stream, whose definition cannot change between NumPy versions."""
-    raw = np.asarray(generator.random_raw(n))
+    raw = np.asarray(source.random_raw(n))
     return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 class _Noise:
     """Uniform noise of one scene, drawn from its own stream and only if a texture asks for it."""
 
-    def __init__(self, plan: Layout) -> None:
+    def __init__(self, plan: Layout, stream: int = _NOISE_STREAM) -> None:
         self._plan = plan
+        self._stream = stream
         self._generator: np.random.Philox | None = None
 
     def __call__(self, n_rows: int, n_columns: int) -> Float:
         """float32 [n_rows, n_columns] of multiples of 1/256 in 0..1."""
         if self._generator is None:
-            self._generator = _generator(self._plan.seed, self._plan.split, self._plan.index, stream=1)
+            plan = self._plan
+            self._generator = generator(plan.seed, plan.split, plan.index, self._stream)
         n = n_rows * n_columns
         raw = np.asarray(self._generator.random_raw(-(-n // 8))).astype("<u8").view(np.uint8)[:n]
         return raw.reshape(n_rows, n_columns).astype(np.float32) * np.float32(1 / 256)
@@ -380,6 +414,19 @@ def _coverage(shape: str, diameter: int, rotation: int) -> Float:
     coverage: Float = (blocks.sum((1, 3)) / np.float32(SUPERSAMPLING**2)).astype(np.float32)
     coverage.flags.writeable = False
     return coverage
+
+
+_OUTLINE = 3  # pixels
+
+
+def _interior(coverage: Float) -> Float:
+    """What lies at least `_OUTLINE` pixels inside a shape: the least coverage around each pixel."""
+    padded = np.pad(coverage, _OUTLINE)
+    steps = range(2 * _OUTLINE + 1)
+    n = len(coverage)
+    rows = np.min([padded[i : i + n] for i in steps], axis=0)
+    least: Float = np.min([rows[:, i : i + n] for i in steps], axis=0)
+    return least
 
 
 # Textures: the weight of the second tone, float32 [diameter, diameter] in 0..1.

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
@@ -10,16 +11,20 @@ from PIL import Image
 from patchsae.pipeline.core.graph import Node
 from patchsae.pipeline.core.stage import Runtime
 from patchsae.pipeline.images import index
+from patchsae.pipeline.images.dataset import DatasetConfig
 from patchsae.pipeline.images.datasets.digits import DigitsConfig
 from patchsae.pipeline.images.datasets.image_folder import ImageFolderConfig
-from patchsae.pipeline.images.tables import split_range
+from patchsae.pipeline.images.datasets.shapes import ShapesConfig
+from patchsae.pipeline.images.index import content_identity
+from patchsae.pipeline.images.tables import class_names_of, label_sets_of, rows_of, split_range
+from patchsae.pipeline.shapes import world
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.errors import UserError
 from patchsae.storage.store import Store
 from tests.support.nodes import plan, run_node
 
 
-def build_index(store: Store, runtime: Runtime, config: ImageFolderConfig | DigitsConfig) -> Artifact:
+def build_index(store: Store, runtime: Runtime, config: DatasetConfig) -> Artifact:
     node = Node(index.STAGE, "data", config, {})
     planned = plan(store, [node])
     return run_node(store, planned[node.address], planned, runtime)
@@ -54,6 +59,35 @@ def test_table_has_every_image_once_in_contiguous_splits(
     assert split_range(artifact, "test") == range(10, 12)
     with pytest.raises(UserError, match="`validation`: no image has it; this dataset has `train`, `test`"):
         split_range(artifact, "validation")
+
+
+def test_an_image_of_several_classes_has_all_of_them(store: Store, runtime: Runtime) -> None:
+    config = ShapesConfig(seed=2, splits={"two_objects": 30, "test": 20}, label="colour")
+    artifact = build_index(store, runtime, config)
+    names, rows = class_names_of(artifact), np.arange(50)
+    found = label_sets_of(artifact)
+    assert found.counts(rows).tolist() == [2] * 30 + [1] * 20
+    mask = found.mask(rows, len(names))
+    for row in artifact.scan("images").collect().iter_rows(named=True):
+        split, index = row["source"].split("/")
+        shown = set(world.layout(2, split, int(index)).values("colour"))
+        assert {names[label] for label in np.flatnonzero(mask[row["image"]])} == shown
+    assert artifact.scan("classes").collect()["n_images"].to_list() == mask.sum(0).tolist()
+    pairs = artifact.scan("image_labels").collect()
+    assert len(pairs) == 80
+    assert [names[label] for label in pairs["label"]] == pairs["class_name"].to_list()
+    # Images are chosen by any of their classes.
+    red = names.index("red")
+    assert rows_of(artifact, "two_objects", ["red"]).tolist() == np.flatnonzero(mask[:30, red]).tolist()
+
+
+def test_the_classes_of_an_image_are_part_of_the_identity(store: Store, runtime: Runtime) -> None:
+    row = {"label": 0, "split": "train", "digest": "d"}
+    names = ["a", "b", "c"]
+    several = [content_identity(names, [{**row, "labels": labels}]) for labels in [(0, 1), (0, 2), ()]]
+    assert len(set(several)) == 3
+    # Images of one class have the identity that versions without `labels` gave them.
+    assert several[2] == content_identity(names, [row])
 
 
 def test_touching_files_reruns_the_index_and_keeps_its_identity(

