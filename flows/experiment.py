@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from prefect import flow
+from prefect.runtime import flow_run
 
 from patchsae.flows.map_parts import DaskParts
-from patchsae.flows.reporting import current_reporter
 from patchsae.flows.resources import ResourcesModel, check_resources, resources_of
 from patchsae.flows.result_storage import Reference, StoreView
+from patchsae.flows.run_log import plain_log, reporter, stages_in_log
 from patchsae.flows.stage_task import Build, run_stage
 from patchsae.pipeline.core.resources import Resources
 from patchsae.pipeline.core.stage import Runtime
+from patchsae.pipeline.experiment.experiment import load
 from patchsae.pipeline.experiment.request import Work, check_can_run, open_work
 from patchsae.pipeline.experiment.run import Group, groups
+from patchsae.storage.errors import UserError
 
 
-@flow(name="experiment", flow_run_name="{experiment}", validate_parameters=True)
+def run_name(stages: Sequence[str] | None = None) -> str:
+    """`photos` for a run of the experiment `photos`, or `photos: train/relu` for a run of some of its stages.
+
+    It reads the parameters of the present flow run. The name of an experiment that cannot be read is taken
+    from the file's.
+    """
+    parameters = flow_run.parameters
+    experiment, overrides = parameters["experiment"], parameters.get("overrides") or []
+    try:
+        name = load(experiment, overrides).name
+    except UserError:
+        name = Path(experiment).stem
+    words = stages or parameters.get("only") or []
+    return f"{name}: {', '.join(words)}" if words else name
+
+
+@flow(name="experiment", flow_run_name=run_name, validate_parameters=True)
 def experiment(
     experiment: str = "demo",
     overrides: list[str] | None = None,
@@ -29,6 +51,7 @@ def experiment(
     experiment: the name of a preset or a YAML file. overrides: PATH=VALUE strings. store: a folder; if empty,
     PATCHSAE_STORE or ./store. only, rerun: stages or `stage/name` addresses. Returns address -> artifact.
     """
+    plain_log()
     work = open_work(experiment, overrides or [], store, only or [], rerun or [])
     check_can_run(work)
     check_resources(chosen := resources_of(resources))
@@ -41,8 +64,8 @@ def run_nodes(work: Work, resources: Resources) -> dict[str, Reference]:
     The task of a cached node is called too, so that Prefect shows the node as `Cached`.
     """
     built: set[str | None] = set()
-    with DaskParts(resources.dask) as map_parts:
-        runtime = Runtime.here(resources, reporter=current_reporter(), map_parts=map_parts)
+    with stages_in_log(), DaskParts(resources.dask) as map_parts:
+        runtime = Runtime.here(resources, reporter=reporter(), map_parts=map_parts)
         return {
             group.first.node.address: _run(work, group, runtime, built) for group in groups(work, runtime)
         }

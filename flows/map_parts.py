@@ -22,10 +22,12 @@ from prefect import flow, task, unmapped
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.futures import as_completed
+from prefect.runtime import task_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_dask.task_runners import DaskTaskRunner
 
 from patchsae.flows.run_folder import run_folder
+from patchsae.flows.run_log import PART_TASK, one_line, plain_log, run_logger
 from patchsae.flows.stage_task import is_environment
 from patchsae.pipeline.core.config import Config
 from patchsae.pipeline.core.progress import Reporter
@@ -69,6 +71,7 @@ class PartJob:
 
     token: str
     stage: str
+    address: str
     config: Config
     inputs: dict[str, Artifact]
     out: Artifact
@@ -79,7 +82,7 @@ class PartJob:
         if self.threads:
             torch.set_num_threads(self.threads)
         stage, out = self._stage(), Builder(self.out)
-        with naming(f"building {self.stage} {self.out.key[:16]}"):
+        with naming(f"building {self.address} {self.out.key[:16]}"):
             stage.do_part(self._worker(stage, out), out, part)
 
     def _stage(self) -> PartStage:
@@ -106,9 +109,15 @@ class PartJob:
         return worker
 
 
+def _part_name() -> str:
+    """`statistics/statistics part 3`, from the parameters of the task run."""
+    parameters = task_run.parameters
+    return f"{parameters['job'].address} part {parameters['part']}"
+
+
 @task(
-    name="part",
-    task_run_name="{part}",
+    name=PART_TASK,
+    task_run_name=_part_name,
     # Prefect need not remember finished parts, since the ledger does.
     cache_policy=NO_CACHE,
     persist_result=False,
@@ -118,23 +127,31 @@ class PartJob:
 )
 def run_part(job: PartJob, part: int) -> int:
     """Computes one part and returns its number."""
+    plain_log()
     job.run(part)
     return part
 
 
-@flow(name="parts", flow_run_name="{stage}", validate_parameters=False, persist_result=False)
-def run_parts(stage: str, key: str, parts: list[int], n_done: int, job: PartJob, reporter: Reporter) -> None:
+@flow(name="parts", validate_parameters=False, persist_result=False)
+def run_parts(
+    address: str, key: str, parts: list[int], n_done: int, job: PartJob, reporter: Reporter
+) -> None:
     """Maps the missing parts of one artifact over the workers. Raises the error of the first failing part."""
     futures = run_part.map(unmapped(job), parts)
-    with reporter.bar(stage, n_done + len(parts), "parts", n_done) as bar:
+    part_of = {future.task_run_id: part for future, part in zip(futures, parts, strict=True)}
+    with reporter.bar(job.stage, n_done + len(parts), "parts", n_done) as bar:
         for future in as_completed(futures):
+            part = part_of[future.task_run_id]
             try:
                 future.result()
             except distributed.KilledWorker as error:
                 raise UserError(
-                    f"{stage}: Dask workers died at it, most often for want of memory ({error}); run again with "
-                    "--dask none, or on workers with more memory; finished parts are kept."
+                    f"{address}: Dask workers died at part {part}, most often for want of memory ({error}); run "
+                    "again with --dask none, or on workers with more memory; finished parts are kept."
                 ) from None
+            except Exception as error:
+                run_logger().error(f"{address} {key[:16]}: part {part} failed: {one_line(error)}")
+                raise
             bar.advance()
 
 
@@ -186,6 +203,7 @@ class DaskParts:
         job = PartJob(
             uuid.uuid4().hex,
             stage.name,
+            runtime.address or stage.name,
             config,
             {role: _reference(artifact) for role, artifact in inputs.items()},
             _reference(out.artifact),
@@ -195,7 +213,7 @@ class DaskParts:
         address, security = self._local_cluster(n_workers) if is_local else (self.address, None)
         runner: Any = DaskTaskRunner(address=address, client_kwargs={"security": security})
         mapped = run_parts.with_options(
-            flow_run_name=f"{stage.name} {out.key[:16]}",
+            flow_run_name=f"{job.address} parts {parts_text(parts)}",
             task_runner=runner,
         )
         # Workers are told the server's address, since without one each worker would start a server of its
@@ -204,7 +222,7 @@ class DaskParts:
         with temporary_settings({PREFECT_API_URL: url}):
             try:
                 mapped(
-                    stage=stage.name,
+                    address=job.address,
                     key=out.key,
                     parts=list(parts),
                     n_done=out.ledger.n_done(),
@@ -243,6 +261,19 @@ class DaskParts:
                     "run again with --dask none to do without them."
                 ) from None
         return str(self._cluster.scheduler_address), self._cluster.security
+
+
+def parts_text(parts: Sequence[int]) -> str:
+    """`0-4, 7` for the parts 0, 1, 2, 3, 4 and 7, with at most three ranges: `0-4, 7, 9 and 12 more`."""
+    ranges: list[list[int]] = []
+    for part in sorted(parts):
+        if ranges and part == ranges[-1][1] + 1:
+            ranges[-1][1] = part
+        else:
+            ranges.append([part, part])
+    texts = [str(first) if first == last else f"{first}-{last}" for first, last in ranges[:3]]
+    n_others = sum(last - first + 1 for first, last in ranges[3:])
+    return ", ".join(texts) + (f" and {n_others} more" if n_others else "")
 
 
 @contextlib.contextmanager

@@ -1,4 +1,7 @@
-"""The reporter of the flows that this process runs: bars or lines on standard error, unless the caller has its own."""
+"""The reporter that the caller of a flow has for it; `run_log.reporter` adds Prefect's log.
+
+The command line imports this module, which does not import Prefect.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 
-from patchsae.pipeline.core.progress import ConsoleReporter, Reporter
+from patchsae.pipeline.core.progress import Reporter
 
 _reporter: ContextVar[Reporter | None] = ContextVar("reporter", default=None)
 
@@ -21,5 +24,6 @@ def reporting_to(reporter: Reporter) -> Iterator[None]:
         _reporter.reset(token)
 
 
-def current_reporter() -> Reporter:
-    return _reporter.get() or ConsoleReporter()
+def callers_reporter() -> Reporter | None:
+    """The reporter of the `reporting_to` block that the flow is called in; None outside of one."""
+    return _reporter.get()

@@ -22,6 +22,7 @@ from prefect.context import TaskRunContext
 from prefect.exceptions import ObjectNotFound
 
 from patchsae.flows.result_storage import PLAIN_JSON, Reference, record_name
+from patchsae.flows.run_log import logging_to_this_run
 from patchsae.flows.server import has_lasting_server
 from patchsae.pipeline.core.text import number
 from patchsae.pipeline.experiment.kinds import STAGES
@@ -71,7 +72,7 @@ def is_environment(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -
 )
 def run_stage(experiment: str, address: str, stage: str, key: str, device: str, build: Build) -> Reference:
     """Builds one artifact, and shows its summary as a table in Prefect."""
-    with gpu_slot(stage, device):
+    with logging_to_this_run(), gpu_slot(stage, device):
         artifact = build()
     create_table_artifact(
         key=slug(f"{experiment}-{address}"),

@@ -7,10 +7,12 @@ The flow of a stage is an attribute of this module with the stage's name, such a
 from __future__ import annotations
 
 from prefect import Flow, flow
+from prefect.runtime import flow_run
 
-from patchsae.flows.experiment import run_nodes
+from patchsae.flows.experiment import run_name, run_nodes
 from patchsae.flows.resources import ResourcesModel, check_resources, resources_of
 from patchsae.flows.result_storage import Reference
+from patchsae.flows.run_log import plain_log
 from patchsae.pipeline.experiment.kinds import STAGES
 from patchsae.pipeline.experiment.request import check_can_run, open_work
 
@@ -18,7 +20,7 @@ from patchsae.pipeline.experiment.request import check_can_run, open_work
 def stage_flow(stage: str) -> Flow[..., dict[str, Reference]]:
     """The flow that runs the nodes of one stage. Their inputs must be in the store."""
 
-    @flow(name=stage, flow_run_name="{experiment}")
+    @flow(name=stage, flow_run_name=lambda: run_name([_word(stage, flow_run.parameters.get("name"))]))
     def run(
         experiment: str = "demo",
         name: str | None = None,
@@ -33,13 +35,18 @@ def stage_flow(stage: str) -> Flow[..., dict[str, Reference]]:
         `train/relu`). store: a folder; if empty, PATCHSAE_STORE or ./store. overrides: PATH=VALUE strings.
         rerun: build artifacts even if they are in the store.
         """
-        word = f"{stage}/{name}" if name else stage
+        plain_log()
+        word = _word(stage, name)
         work = open_work(experiment, overrides or [], store, [word], [word] if rerun else [])
         check_can_run(work)
         check_resources(chosen := resources_of(resources))
         return run_nodes(work, chosen)
 
     return run
+
+
+def _word(stage: str, name: str | None) -> str:
+    return f"{stage}/{name}" if name else stage
 
 
 FLOWS = {name: stage_flow(name) for name in STAGES}

@@ -18,7 +18,7 @@ from patchsae.pipeline.experiment.request import check_can_run, open_work
 from patchsae.pipeline.experiment.run import remember, tidy
 from patchsae.storage.atomic import explaining_full_disk
 
-# The command line shows progress bars and errors itself, so Prefect's log is off. A deployment keeps it.
+# The command line shows progress bars and errors itself, so Prefect prints nothing. A worker prints its log.
 _QUIET = {
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
@@ -69,7 +69,7 @@ def launch(
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     waiting.on("starting Prefect's server")
-    from patchsae.flows.server import server_for_a_run
+    from patchsae.flows.server import has_lasting_server, server_for_a_run
 
     with contextlib.ExitStack() as running:
         for each in (
@@ -81,7 +81,10 @@ def launch(
         ):
             running.enter_context(each)
         from patchsae.flows.experiment import experiment as experiment_flow
+        from patchsae.flows.run_log import log_to_server_only
 
+        if has_lasting_server():
+            log_to_server_only()
         waiting.on("starting the run")
         experiment_flow(
             experiment=experiment,

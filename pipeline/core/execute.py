@@ -125,8 +125,9 @@ def _check_inputs(work: Assignment) -> None:
 def _build(
     works: Sequence[Assignment], builders: Sequence[Builder], runtime: Runtime
 ) -> Sequence[Summary | UserError]:
-    configs, inputs = [work.config for work in works], [work.inputs for work in works]
-    return works[0].stage.build(configs, inputs, builders, runtime)
+    configs, inputs, stage = [work.config for work in works], [work.inputs for work in works], works[0].stage
+    addressed = runtime.building(stage.name, [work.address for work in works])
+    return stage.build(configs, inputs, builders, addressed)
 
 
 def _locked(store: Store, work: Assignment) -> contextlib.AbstractContextManager[None]:

@@ -1,4 +1,7 @@
-"""Progress of long work, which stages report: bars on a terminal, or a line every 15 seconds in a log."""
+"""Progress of long work, which stages report: bars on a terminal, or a line every 15 seconds in a log.
+
+`flows.run_log` has the reporter that writes into Prefect's log.
+"""
 
 from __future__ import annotations
 
@@ -64,6 +67,21 @@ class Reporter:
     def bar(self, label: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
         """A bar for `total` units of work, of which `done` were finished before."""
         yield Bar(label, total, unit, done)
+
+
+class AddressedReporter(Reporter):
+    """Opens bars of another reporter, labelled by the address of what is built (`train/relu` for `train`)."""
+
+    def __init__(self, reporter: Reporter, stage: str, address: str) -> None:
+        self._reporter = reporter
+        self._stage = stage
+        self._address = address
+
+    @contextlib.contextmanager
+    def bar(self, label: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
+        detail = label.removeprefix(self._stage) if label.startswith(self._stage) else f", {label}"
+        with self._reporter.bar(self._address + detail, total, unit, done) as bar:
+            yield bar
 
 
 class ConsoleReporter(Reporter):

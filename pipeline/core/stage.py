@@ -9,14 +9,14 @@ import contextlib
 import os
 import platform
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 
 from patchsae.pipeline.core.config import Config
-from patchsae.pipeline.core.progress import Reporter
+from patchsae.pipeline.core.progress import AddressedReporter, Reporter
 from patchsae.pipeline.core.resources import Resources
 from patchsae.storage.artifacts import Artifact, Builder
 from patchsae.storage.errors import UserError
@@ -91,10 +91,14 @@ def map_parts_here(
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime(Resources):
-    """The `Resources` a stage is given: the device is chosen, and `reporter` and `map_parts` are added."""
+    """The `Resources` a stage is given: the device is chosen, and `reporter` and `map_parts` are added.
+
+    `address` is that of what is being built (`train/relu`); `building` fills it in.
+    """
 
     device: str = "cpu"
     workers: int = 0
+    address: str = ""
     reporter: Reporter = field(default_factory=Reporter)
     map_parts: MapParts = map_parts_here
 
@@ -112,8 +116,14 @@ class Runtime(Resources):
             workers = 0 if device == "cpu" else max(1, (os.cpu_count() or 2) // 2)
         return cls(**{**given, "device": device, "workers": workers, **others})
 
+    def building(self, stage: str, addresses: Sequence[str]) -> Runtime:
+        """The same runtime for the artifacts of `stage` at these addresses, which its bars are labelled by."""
+        others = f" and {len(addresses) - 1} more" if len(addresses) > 1 else ""
+        address = addresses[0] + others
+        return replace(self, address=address, reporter=AddressedReporter(self.reporter, stage, address))
+
     def resources(self) -> Resources:
-        """The settings alone, without `reporter` and `map_parts`, which belong to this process."""
+        """The settings alone, without what belongs to this process."""
         return Resources(**{one.name: getattr(self, one.name) for one in fields(Resources)})
 
     def describe(self) -> dict[str, Any]:
@@ -231,5 +241,7 @@ def naming(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        error.add_note(what)
+        # Where a part is computed in another process, the note was added there.
+        if what not in getattr(error, "__notes__", ()):
+            error.add_note(what)
         raise

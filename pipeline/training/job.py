@@ -42,6 +42,7 @@ class _File(BaseModel):
     outs: list[_ArtifactRef]
     resources: Resources
     held: Path
+    address: str = "train"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Job:
     resources: Resources
     held: Path
     """A file that the launching process keeps locked while it lives. Without the lock, the ranks end."""
+    address: str = "train"
+    """The address of what is trained, which the progress bar is labelled by."""
 
     def to_json(self) -> bytes:
         file = _File(
@@ -62,6 +65,7 @@ class Job:
             outs=[_ArtifactRef.of(out.artifact) for out in self.outs],
             resources=self.resources,
             held=self.held,
+            address=self.address,
         )
         return file.model_dump_json(indent=1).encode()
 
@@ -75,4 +79,5 @@ class Job:
             outs=[Builder(ref.artifact()) for ref in file.outs],
             resources=file.resources,
             held=file.held,
+            address=file.address,
         )

@@ -45,7 +45,8 @@ def launch(
     resources = replace(runtime.resources(), processes=1)
     scratch = outs[0].session_folder()
     # Every launch locks a file of its own, so that old ranks do not take the next launcher for theirs.
-    job = Job(configs, inputs, outs, resources, scratch / f"torchrun-{uuid.uuid4().hex}.lock")
+    held = scratch / f"torchrun-{uuid.uuid4().hex}.lock"
+    job = Job(configs, inputs, outs, resources, held, runtime.address or "train")
     (scratch / FAILURES).unlink(missing_ok=True)
     write_atomic(scratch / _JOB, job.to_json())
     command = [

@@ -113,7 +113,7 @@ def train(members: Sequence[Member], stream: Stream, runtime: Runtime, ranks: Ra
     left = [member for member in members if member.wants_steps()]
     if not left:
         return
-    saved = shown = time.monotonic()
+    begun = saved = shown = time.monotonic()
     first = min(member.step for member in left)
     last = max(member.config.n_steps for member in left)
     batches = prefetch(_on_device(stream, first + 1, last + 1, runtime.device, ranks))
@@ -150,7 +150,8 @@ def train(members: Sequence[Member], stream: Stream, runtime: Runtime, ranks: Ra
                     member.show()
             saved = time.monotonic() if due else saved
             shown = now if due or now - shown >= _SECONDS_BETWEEN_TABLES else shown
-            bar.advance(note=_note(at_work))
+            per_second = (step - first) * stream.tokens_per_batch / max(now - begun, 1e-9)
+            bar.advance(note=f"{_note(at_work)}, {per_second:,.0f} tokens/s")
             if ends or not any(member.wants_steps() for member in left):
                 break
 

@@ -47,7 +47,7 @@ def main(path: Path) -> None:
     ranks = ProcessGroup()
     shown = {"reporter": ConsoleReporter()} if ranks.rank == 0 else {}
     resources = replace(job.resources, device="cuda" if on_gpu else "cpu")
-    runtime = Runtime.here(resources, **shown)
+    runtime = Runtime.here(resources, **shown).building("train", [job.address])
     failures: dict[str, str] = {}
     try:
         members, stream = train.begin(job.configs, job.inputs, job.outs, runtime, ranks)

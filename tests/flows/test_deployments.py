@@ -93,11 +93,13 @@ def test_a_deployed_run_makes_every_artifact(first_run: Store) -> None:
 def test_parts_are_mapped_by_dask(first_run: Store, in_server: Server) -> None:
     with get_client(sync_client=True) as client:
         for stage in ("statistics", "masking"):
-            name = f"{stage} {first_run.committed(stage)[0].key[:16]}"
-            (run,) = (r for r in client.read_flow_runs() if r.name == name)
+            address, key = f"{stage}/{stage}", first_run.committed(stage)[0].key
+            (run,) = (r for r in client.read_flow_runs() if r.parameters.get("key") == key)
             parts = run.parameters["parts"]
-            assert len(parts) > 1
-            assert task_states(of(run), len(parts)) == {str(part): "Completed" for part in parts}
+            assert len(parts) > 1 and run.name == f"{address} parts 0-{len(parts) - 1}"
+            assert task_states(of(run), len(parts)) == {
+                f"{address} part {part}": "Completed" for part in parts
+            }
 
 
 def test_summaries_are_table_artifacts(first_run: Store, in_server: Server) -> None:

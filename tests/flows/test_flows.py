@@ -79,12 +79,12 @@ def test_without_a_server_interrupted_and_completed_on_dask(
         assert list((tmp_path / "tmp").glob("patchsae-*")) == []
 
     # `kill` from another terminal; Prefect has a handler of its own while a flow runs.
-    interrupt("train:", signal.SIGTERM, lambda process: process.terminate())
+    interrupt("train/relu:", signal.SIGTERM, lambda process: process.terminate())
     assert "train" not in outputs(store)
     assert "train/relu" in store.records.all()["little"].nodes, "gc would take what the run had begun"
     # While Dask's workers compute: a terminal that closes, and a scheduler that ends every process of a job.
-    interrupt("statistics:", signal.SIGHUP, lambda process: os.killpg(process.pid, signal.SIGHUP))
-    interrupt("masking:", signal.SIGTERM, signal_everyone)
+    interrupt("statistics/statistics:", signal.SIGHUP, lambda process: os.killpg(process.pid, signal.SIGHUP))
+    interrupt("masking/masking:", signal.SIGTERM, signal_everyone)
 
     completed = start_patchsae(environment, *run)
     rest, _ = completed.communicate(timeout=300)
@@ -135,7 +135,7 @@ def test_a_second_run_waits_and_takes_the_result(
         shutil.copytree(serial.at("train", train.key).path, train.path)
     rest, _ = process.communicate(timeout=60)
     assert process.returncode == 0, rest
-    assert "train:" not in rest
+    assert "train/relu:" not in rest
     assert outputs(store) == outputs(serial)
 
 
