@@ -1,7 +1,7 @@
 """File locks, which the system releases when their process dies, however it dies.
 
-A lock is an empty file. It may be deleted by a process that holds it alone: who waited for it then notices
-that the file has gone and locks a new one.
+A lock is a file, empty or with a note of who holds it. It may be deleted by a process that holds it alone: who
+waited for it then notices that the file has gone and locks a new one.
 """
 
 from __future__ import annotations
@@ -50,6 +50,22 @@ def lock(path: Path, on_wait: Callable[[], None] | None = None, shared: bool = F
                 continue
             yield
             return
+
+
+@contextlib.contextmanager
+def lock_with_note(path: Path, note: str, on_wait: Callable[[str], None]) -> Iterator[None]:
+    """Holds the lock `path` alone, with a note in it that says who holds it.
+
+    If another process holds it, `on_wait` is called once with that process's note (which is empty if it has just
+    taken the lock), and then this process waits. Raises UserError as `lock` does.
+    """
+
+    def waiting() -> None:
+        on_wait(path.read_text(errors="replace") if path.exists() else "")
+
+    with lock(path, waiting):
+        path.write_text(note)
+        yield
 
 
 def _opened(path: Path) -> BinaryIO:

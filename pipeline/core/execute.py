@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from patchsae.pipeline.core.config import Config
+from patchsae.pipeline.core.devices import devices_of, fence
 from patchsae.pipeline.core.provenance import MADE_FROM, changed_inputs, contents, provenance
 from patchsae.pipeline.core.stage import Inputs, Runtime, Stage, naming
 from patchsae.storage.artifacts import Artifact, Builder
@@ -26,7 +27,7 @@ class Assignment:
 
     `key_inputs` maps a role to the identity that went into the key. `address` is the node's address in the
     experiment. `location` says where the data outside the store lie. `again`: build it even if it is
-    committed.
+    committed. `experiment` is the name under which the run is recorded.
     """
 
     stage: Stage
@@ -37,6 +38,7 @@ class Assignment:
     key: str
     location: Mapping[str, str] = field(default_factory=dict)
     again: bool = False
+    experiment: str = ""
 
 
 def execute(
@@ -77,7 +79,6 @@ def execute(
         held.enter_context(store.reading(u for work in missing for u in work.inputs.values()))
         for work in missing:
             _check_inputs(work)
-        started = time.time()
         builders = []
         for work in missing:
             artifact = store.at(stage.name, work.key)
@@ -86,7 +87,7 @@ def execute(
             builder.resume_from(contents(work.inputs))
             builders.append(builder)
         with explaining_full_disk(store.root):
-            summaries = _build(missing, builders, runtime) if missing else []
+            started, summaries = _build(missing, builders, runtime) if missing else (0.0, [])
             failures = []
             for work, builder, summary in zip(missing, builders, summaries, strict=True):
                 if isinstance(summary, UserError):
@@ -124,10 +125,18 @@ def _check_inputs(work: Assignment) -> None:
 
 def _build(
     works: Sequence[Assignment], builders: Sequence[Builder], runtime: Runtime
-) -> Sequence[Summary | UserError]:
+) -> tuple[float, Sequence[Summary | UserError]]:
+    """Builds the artifacts, on a GPU alone. Returns when that began, and each one's summary or error."""
     configs, inputs, stage = [work.config for work in works], [work.inputs for work in works], works[0].stage
     addressed = runtime.building(stage.name, [work.address for work in works])
-    return stage.build(configs, inputs, builders, addressed)
+    what = f"{addressed.address} of {works[0].experiment or 'an experiment'}"
+    # Artifacts are committed outside of the fence: that may wait for a process which waits for the device.
+    with fence(devices_of(runtime) if stage.uses_gpu else [], what, _saying_device(addressed.address)):
+        return time.time(), stage.build(configs, inputs, builders, addressed)
+
+
+def _saying_device(address: str) -> Callable[[str], None]:
+    return lambda device: _LOG.warning("%s: waits for %s.", address, device)
 
 
 def _locked(store: Store, work: Assignment) -> contextlib.AbstractContextManager[None]:

@@ -111,7 +111,7 @@ def _building(
 
     def build() -> list[Artifact]:
         with _told(work, items):
-            works = [assignment(work.store, item, before) for item in items]
+            works = [replace(assignment(work.store, item, before), experiment=work.record) for item in items]
             return execute(work.store, works, runtime, rebuilt)
 
     return build
