@@ -13,7 +13,7 @@ from torch import Tensor
 
 from patchsae.pipeline.activations.parts import PartImages, part_rows
 from patchsae.pipeline.core.stage import Inputs
-from patchsae.pipeline.images.tables import labels_of
+from patchsae.pipeline.images.tables import label_sets_of, labels_of
 from patchsae.pipeline.saes.encode import EncoderChoice, LatentEncoder
 from patchsae.pipeline.saes.sae import load_sae
 from patchsae.storage.activations import Activations
@@ -30,21 +30,34 @@ class EvaluatedImages:
         self.rows = rows
         self.parts = part_rows(self.activations, rows)
         self.labels = labels_of(inputs["images"])
+        self.label_sets = label_sets_of(inputs["images"])
         self._device = device
 
-    def blocks(
-        self, part: int, images_per_block: int, by_class: bool = False
-    ) -> Iterator[tuple[np.ndarray, Tensor, np.ndarray]]:
-        """(row numbers [B], activations [B, T, d], labels [B]) of a part's images, block by block.
+    def blocks(self, part: int, images_per_block: int) -> Iterator[tuple[np.ndarray, Tensor, np.ndarray]]:
+        """(row numbers [B], activations [B, T, d], labels [B]) of a part's images, block by block."""
+        rows = self.parts[part]
+        images = PartImages(self.activations, rows, self._device)
+        for start in range(0, len(rows), images_per_block):
+            chosen = rows[start : start + images_per_block]
+            yield chosen, images.take(chosen), self.labels[chosen]
 
-        With `by_class` the images are sorted by their class.
+    def blocks_by_class(
+        self, part: int, images_per_block: int
+    ) -> Iterator[tuple[np.ndarray, Tensor, np.ndarray, bool]]:
+        """(row numbers [B], activations [B, T, d], class ids [B], again) of a part's images, sorted by class.
+
+        An image of several classes comes once for each. `again` is False once per image, for its `label`.
         """
         rows = self.parts[part]
         images = PartImages(self.activations, rows, self._device)
-        order = rows[np.argsort(self.labels[rows], kind="stable")] if by_class else rows
-        for start in range(0, len(order), images_per_block):
-            chosen = order[start : start + images_per_block]
-            yield chosen, images.take(chosen), self.labels[chosen]
+        position, label = self.label_sets.pairs(rows)
+        again = label != self.labels[rows][position]
+        order = np.lexsort((position, again, label))
+        for several in np.split(order, np.flatnonzero(np.diff(again[order])) + 1):
+            for start in range(0, len(several), images_per_block):
+                chosen = several[start : start + images_per_block]
+                block = rows[position[chosen]]
+                yield block, images.take(block), label[chosen], bool(again[chosen[0]])
 
 
 def choose_encoder(inputs: Inputs, out: Builder, device: str) -> None:

@@ -39,6 +39,7 @@ def test_records_are_stable_and_unique(config: DatasetConfig) -> None:
     assert len({record.source for record in records}) == len(records) == config.source().n_images
     names = config.build().class_names()
     assert all(names[record.label] == record.class_name for record in records)
+    assert all(record.label in record.labels for record in records if record.labels)
 
 
 def test_images_are_rgb_and_the_same_each_time(config: DatasetConfig) -> None:

@@ -49,6 +49,19 @@ _MEASURED = (
         "the zero-shot classification; lower is better; null if the denominator is 0.",
     ),
     ("contrastive_score_zero", "As contrastive_score_mean, with CE_zero in place of CE_mean."),
+    (
+        "set_accuracy_original",
+        "Share of images whose n classes have the n largest logits, with the activations as they are; "
+        "accuracy_original where images have one class.",
+    ),
+    ("set_accuracy_reconstruction", "As set_accuracy_original, with x_hat in place of every activation."),
+    ("set_kept_mean", "As zero_shot_kept_mean, of the set accuracies."),
+    ("set_kept_zero", "As zero_shot_kept_zero, of the set accuracies."),
+    (
+        "kl_reconstruction",
+        "Mean over images of the Kullback-Leibler divergence of the zero-shot distribution with x_hat in place "
+        "from the one with the activations as they are, in nats; lower is better.",
+    ),
 )
 FRONTIER = TableSchema(
     "frontier",
@@ -151,7 +164,7 @@ def _run(config: FrontierStageConfig, inputs: Inputs, out: Builder, runtime: Run
 
 STAGE = Stage(
     name="frontier",
-    version=2,
+    version=3,
     section="evaluations",
     uses_gpu=False,
     description="SAEs side by side.",

@@ -115,14 +115,15 @@ class _Worker:
         sae = self.encoder.sae
         quality, outcomes = Quality(sae.width, sae.n_latents, self.device), Outcomes()
         step = images_per_block(sae.n_latents, self.images.activations.tokens_per_image)
-        for _, x, labels in self.images.blocks(part, step):
+        for image_rows, x, _ in self.images.blocks(part, step):
             tokens = x.flatten(0, 1)
             x_hat = torch.empty_like(tokens)
             for rows, latents in self.encoder.blocks(tokens):
                 x_hat[rows] = latents.decode(latents.value, sae.W_dec) + sae.b_dec
                 quality.add(tokens[rows], x_hat[rows], latents)
-            label = torch.from_numpy(labels).long().to(self.device)
-            outcomes.add(self.zero_shot, x, x_hat.view_as(x), self.mean, label)
+            label_sets = self.images.label_sets.mask(image_rows, len(self.zero_shot.embeddings))
+            on_device = torch.from_numpy(label_sets).to(self.device)
+            outcomes.add(self.zero_shot, x, x_hat.view_as(x), self.mean, on_device)
         return {**quality.arrays(), **vars(outcomes)}
 
 
@@ -140,8 +141,12 @@ def _merge(
         outcomes.merge(arrays)
     n_images = len(config.rows(inputs))
     accuracy = dict(zip(REPLACED, (outcomes.n_correct / n_images).tolist(), strict=True))
+    set_accuracy = dict(zip(REPLACED, (outcomes.n_sets_correct / n_images).tolist(), strict=True))
     entropy = dict(zip(REPLACED, (outcomes.cross_entropy / n_images).tolist(), strict=True))
-    low, high = wilson_interval(outcomes.n_correct, np.full(len(REPLACED), n_images))
+    kl = dict(zip(REPLACED, (outcomes.kl_to_original / n_images).tolist(), strict=True))
+    n = np.full(len(REPLACED), n_images)
+    low, high = wilson_interval(outcomes.n_correct, n)
+    set_low, set_high = wilson_interval(outcomes.n_sets_correct, n)
     out.write_table(
         RECONSTRUCTION,
         {
@@ -152,6 +157,11 @@ def _merge(
             "ci_low": low,
             "ci_high": high,
             "cross_entropy": list(entropy.values()),
+            "n_sets_correct": outcomes.n_sets_correct,
+            "set_accuracy": list(set_accuracy.values()),
+            "set_ci_low": set_low,
+            "set_ci_high": set_high,
+            "kl_to_original": list(kl.values()),
         },
     )
     out.write_table(
@@ -162,13 +172,18 @@ def _merge(
         **quality.summary(),
         "n_images": n_images,
         **{f"accuracy_{way}": value for way, value in accuracy.items()},
+        **{f"set_accuracy_{way}": value for way, value in set_accuracy.items()},
+        **{f"kl_{way}": value for way, value in kl.items() if way != "original"},
     }
     for ablated in ("mean", "zero"):
         ways = ("reconstruction", "original", ablated)
         share = kept(*(accuracy[way] for way in ways))
+        share_of_sets = kept(*(set_accuracy[way] for way in ways))
         damage = kept(*(entropy[way] for way in ways))
         if share is not None:
             found[f"zero_shot_kept_{ablated}"] = share
+        if share_of_sets is not None:
+            found[f"set_kept_{ablated}"] = share_of_sets
         if damage is not None:
             # The increase in cross entropy by the SAE, as a share of that by the ablation: lower is better.
             found[f"contrastive_score_{ablated}"] = 1 - damage
@@ -177,7 +192,7 @@ def _merge(
 
 STAGE = PartStage(
     name="reconstruction",
-    version=2,
+    version=3,
     section="evaluations",
     description="Held-out images with an SAE's reconstruction in place.",
     prepare=_prepare,

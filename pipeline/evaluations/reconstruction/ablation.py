@@ -8,29 +8,37 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from patchsae.pipeline.classification.zero_shot import ZeroShot
+from patchsae.pipeline.classification.zero_shot import ZeroShot, all_on_top
 from patchsae.storage.scratch import ScratchArrays
 
 REPLACED = ("original", "reconstruction", "mean", "zero")
 
 
 class Outcomes:
-    """The number of correct images and the summed cross entropy, for each replacement in `REPLACED`."""
+    """Numbers of correct images, and sums of entropies over images, for each replacement in `REPLACED`."""
 
     def __init__(self) -> None:
         self.n_correct = np.zeros(len(REPLACED), np.int64)
+        self.n_sets_correct = np.zeros(len(REPLACED), np.int64)
         self.cross_entropy = np.zeros(len(REPLACED))
+        self.kl_to_original = np.zeros(len(REPLACED))
 
     @torch.inference_mode()
-    def add(self, zero_shot: ZeroShot, x: Tensor, x_hat: Tensor, mean: Tensor, labels: Tensor) -> None:
-        """Adds a block of images: `x` and `x_hat` [B, T, d], `mean` [d], `labels` [B] int64."""
+    def add(self, zero_shot: ZeroShot, x: Tensor, x_hat: Tensor, mean: Tensor, label_sets: Tensor) -> None:
+        """Adds a block of images: `x` and `x_hat` [B, T, d], `mean` [d], `label_sets` [B, C] bool."""
         ways = (x, x_hat, mean.expand_as(x).contiguous(), torch.zeros_like(x))
+        # The cross entropy is that of a distribution which gives every class of an image the same share.
+        target = label_sets.double() / label_sets.sum(dim=1, keepdim=True)
+        original = None
         for i, replaced in enumerate(ways):
             found = zero_shot.logits(replaced)
-            self.n_correct[i] += int((found.argmax(dim=1) == labels).sum())
-            self.cross_entropy[i] += cross_entropy(found.double(), labels, reduction="sum").item()
+            log_p = found.double().log_softmax(dim=1)
+            original = log_p if original is None else original
+            self.n_correct[i] += int(label_sets.gather(1, found.argmax(dim=1, keepdim=True)).sum())
+            self.n_sets_correct[i] += int(all_on_top(found, label_sets).sum())
+            self.cross_entropy[i] -= (target * log_p).sum().item()
+            self.kl_to_original[i] += (original.exp() * (original - log_p)).sum().item()
 
     def merge(self, arrays: ScratchArrays) -> None:
         """Adds the sums over the images of another part."""

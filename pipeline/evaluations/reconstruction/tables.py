@@ -21,14 +21,33 @@ RECONSTRUCTION = TableSchema(
             "`mean`: the mean activation over all tokens of these images; `zero`: zeros.",
         ),
         Column("n", pa.int64(), "Number of images."),
-        Column("n_correct", pa.int64(), "Number of images whose largest logit is that of their label."),
+        Column(
+            "n_correct",
+            pa.int64(),
+            "Number of images whose largest logit is that of their class, or of one of their classes.",
+        ),
         Column("accuracy", pa.float64(), "n_correct / n, from 0 to 1."),
         Column("ci_low", pa.float64(), "Lower end of the accuracy's 95 % Wilson interval."),
         Column("ci_high", pa.float64(), "Upper end of the accuracy's 95 % Wilson interval."),
         Column(
             "cross_entropy",
             pa.float64(),
-            "Mean over images of -ln(softmax of the logits of all classes, at the label), in nats.",
+            "Mean over images of -ln(softmax of the logits of all classes, at the label), in nats; for an image of "
+            "several classes the mean over them.",
+        ),
+        Column(
+            "n_sets_correct",
+            pa.int64(),
+            "Number of images whose n classes have the n largest logits; n_correct where images have one class.",
+        ),
+        Column("set_accuracy", pa.float64(), "n_sets_correct / n, from 0 to 1."),
+        Column("set_ci_low", pa.float64(), "Lower end of the 95 % Wilson interval of set_accuracy."),
+        Column("set_ci_high", pa.float64(), "Upper end of the 95 % Wilson interval of set_accuracy."),
+        Column(
+            "kl_to_original",
+            pa.float64(),
+            "Mean over images of sum_c p_c ln(p_c / q_c), in nats, where p is the softmax of the logits with the "
+            "original activations and q that with the replaced ones. It tells apart what accuracies do not.",
         ),
     ),
 )

@@ -170,30 +170,33 @@ class PartCounts:
         labels: np.ndarray,
         tau: float,
         first_token: int = 0,
+        again: bool = False,
     ) -> None:
         """Adds a block of whole images.
 
         `images` are their row numbers, `labels` their class ids, and `first_token` is the position of the
-        first token of `latents`. The images of a class must be consecutive, over all blocks of the part.
+        first token of `latents`. The images of a class must be consecutive, over all blocks of the part. With
+        `again` the images are counted for their classes alone, since they came before with another class.
         """
         tokens_per_image = latents.n_tokens // len(images)
-        value, latent = latents.value.cpu().numpy(), latents.latent.cpu().numpy()
-        bins = latent * np.int64(N_BINS) + bins_of(value)
-        # With an array of ones, `np.add.at` is thirty times as fast as with the number 1.
-        np.add.at(self.histogram, bins, np.ones(len(bins), np.int32))
         firings = Firings.of(latents, tokens_per_image, tau)
-        self.sums.add(firings, tokens_per_image)
         mean = firings.total / tokens_per_image
-        self.top.add(
-            {
-                "latent": firings.latent.astype(np.int32),
-                "activation": mean.astype(np.float32),
-                "image": np.asarray(images, np.int64)[firings.slot],
-                "token": firings.token + np.int32(first_token),
-                "peak": firings.peak,
-                "label": labels[firings.slot].astype(np.int32),
-            }
-        )
+        if not again:
+            value, latent = latents.value.cpu().numpy(), latents.latent.cpu().numpy()
+            bins = latent * np.int64(N_BINS) + bins_of(value)
+            # With an array of ones, `np.add.at` is thirty times as fast as with the number 1.
+            np.add.at(self.histogram, bins, np.ones(len(bins), np.int32))
+            self.sums.add(firings, tokens_per_image)
+            self.top.add(
+                {
+                    "latent": firings.latent.astype(np.int32),
+                    "activation": mean.astype(np.float32),
+                    "image": np.asarray(images, np.int64)[firings.slot],
+                    "token": firings.token + np.int32(first_token),
+                    "peak": firings.peak,
+                    "label": labels[firings.slot].astype(np.int32),
+                }
+            )
         ends = np.searchsorted(firings.slot, np.arange(len(images) + 1))
         for slot, label in enumerate(labels):
             if label != self._open_label:
