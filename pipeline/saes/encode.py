@@ -22,11 +22,10 @@ from patchsae.pipeline.saes.sparse.encoder import (
     Encoder,
     EncoderWeights,
     above_zero,
-    blocks,
     bound_of_largest,
+    found_in_blocks,
     largest,
     max_density,
-    sparse_blocks,
 )
 from patchsae.pipeline.saes.sparse.latents import (
     DenseLatents,
@@ -34,7 +33,6 @@ from patchsae.pipeline.saes.sparse.latents import (
     SparseLatents,
     at_places,
     joined,
-    tokens_per_block,
 )
 
 
@@ -55,7 +53,8 @@ class EncoderChoice:
         """The fastest choice on a device."""
         place = torch.device(device)
         has_bfloat16 = place.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
-        return cls("bfloat16" if has_bfloat16 else "float32", max_density(place, width, n_latents))
+        precision = "bfloat16" if has_bfloat16 else "float32"
+        return cls(precision, max_density(place, width, n_latents, getattr(torch, precision)))
 
 
 class LatentEncoder:
@@ -78,21 +77,27 @@ class LatentEncoder:
         if not len(x):
             return
         encoder = Encoder(x - self.sae.b_dec, self._weights)
-        bound = self._bound(encoder)
-        density = encoder.density(bound)
-        if density > self.choice.max_density:
-            for rows in blocks(len(x), tokens_per_block(self.sae.n_latents)):
-                yield rows, DenseLatents(self.sae.encode(x[rows]))
-        else:
-            for rows in sparse_blocks(encoder, density):
-                yield rows, self._sparse(encoder, rows, bound)
+        bias = self.sae.b_enc if self._weights.never_below else None
+        for rows, found in found_in_blocks(encoder, self._bound(encoder), self.choice.max_density, bias):
+            yield rows, DenseLatents(self.sae.encode(x[rows])) if found is None else self._on(found)
 
-    def __call__(self, x: Tensor) -> SparseLatents:
-        """The sparse latents of tokens [n, d]: exactly those above 0."""
-        found = [latents.sparse() for _, latents in self.blocks(x)]
+    def block(self, x: Tensor) -> Latents:
+        """The latents of tokens [n, d] in one piece: sparse, unless one dense block holds all of them.
+
+        That is so for `tokens_per_block` tokens at most.
+        """
+        found = []
+        for rows, latents in self.blocks(x):
+            if rows == slice(0, len(x)):
+                return latents
+            found.append(latents.sparse())
         if not found:
             return at_places(x.new_empty(0, dtype=torch.int64), x.new_empty(0), 0, self.sae.n_latents)
         return joined(found)
+
+    def __call__(self, x: Tensor) -> SparseLatents:
+        """The sparse latents of tokens [n, d]: exactly those above 0."""
+        return self.block(x).sparse()
 
     def _bound(self, encoder: Encoder) -> Bound:
         """The bound that every latent which is on reaches, whatever rounding did to the product."""
@@ -103,9 +108,9 @@ class LatentEncoder:
         # The k-th largest h may itself have been rounded up, by at most 2^-8 of its value.
         return lambda h, rows: (bound_of_largest(h, k) * (1 - 2**-7) - raised[rows]).clamp_(min=TINY)
 
-    def _sparse(self, encoder: Encoder, rows: slice, bound: Bound) -> SparseLatents:
+    def _on(self, latents: SparseLatents) -> SparseLatents:
+        """Those of the found entries that are on."""
         sae = self.sae
-        latents = encoder.entries(rows, bound, sae.b_enc if self._weights.never_below else None)
         latents = latents.where(
             latents.value > (0 if sae.threshold is None else latents.spread(sae.threshold))
         )

@@ -115,7 +115,7 @@ class Quality:
     def add(self, x: Tensor, x_hat: Tensor, latents: Latents) -> None:
         """Adds tokens `x`, their reconstruction `x_hat`, both [n, d], and their latents."""
         self.reconstruction.add(x, x_hat)
-        self.n_fired += latents.per_latent((latents.value > 0).double()).long()
+        self.n_fired += latents.n_tokens_on()
         self.l1_norm += total(latents.value)
 
     def arrays(self) -> dict[str, np.ndarray]:

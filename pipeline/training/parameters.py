@@ -19,11 +19,17 @@ class Autoencoder:
     """The weights under training, their gradients, and which latents are dead.
 
     The encoder is held as [S, d], one row per latent like the decoder. Each step starts by scaling decoder
-    rows to norm 1, and their gradients have no component along them (spec 2.5).
+    rows to norm 1, and their gradients have no component along them (spec 2.5). `dtype` is the precision of
+    the product that finds the latents that are on.
     """
 
     def __init__(
-        self, start: Sae, dead_feature_window: int, ranks: Ranks, max_density: float | None = None
+        self,
+        start: Sae,
+        dead_feature_window: int,
+        ranks: Ranks,
+        dtype: torch.dtype,
+        max_density: float | None = None,
     ) -> None:
         self.encoder = start.W_enc.T.clone(memory_format=torch.contiguous_format)
         self.b_enc = start.b_enc.clone()
@@ -38,7 +44,7 @@ class Autoencoder:
         device = start.b_enc.device
         self.steps_since_fired = torch.zeros(start.n_latents, dtype=torch.int64, device=device)
         if max_density is None:
-            max_density = measure_max_density(device, start.width, start.n_latents)
+            max_density = measure_max_density(device, start.width, start.n_latents, dtype)
         # On CUDA this number was measured, and it decides in which order sums run. So all ranks use the
         # smallest one, and checkpoints keep it.
         everyone = ranks.gather(torch.tensor([max_density], dtype=torch.float64, device=device))

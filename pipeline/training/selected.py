@@ -91,10 +91,10 @@ class Selected:
         prefixes: Sequence[int],
         ranks: Ranks = ALONE,
     ) -> None:
-        self.autoencoder = Autoencoder(start, config.dead_feature_window, ranks)
         self.selection = selection
         self.variance = total_variance(sample)
         self.dtype = getattr(torch, config.precision)
+        self.autoencoder = Autoencoder(start, config.dead_feature_window, ranks, self.dtype)
         self.auxk = config.auxiliary_loss(sample.shape[1])
         device = start.b_enc.device
         self.n_prefixes = len(prefixes)

@@ -217,7 +217,7 @@ class _Worker:
         correct = Correct.zeros(len(self.rankings), len(ks), len(self.zero_shot.embeddings))
         step = images_per_block(sae.n_latents, len(tokens))
         for _, x, labels in self.images.blocks(part, step):
-            latents = self.encoder(x[:, tokens.start : tokens.stop].flatten(0, 1))
+            latents = self.encoder.block(x[:, tokens.start : tokens.stop].flatten(0, 1))
             of_label = torch.from_numpy(labels).to(self.device)
             mine = [ranking if len(ranking) == 1 else ranking[of_label] for ranking in self.rankings]
             count_correct(correct, x, latents, labels, mine, ks, sae, self.zero_shot, masking.modes, tokens)

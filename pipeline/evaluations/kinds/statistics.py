@@ -93,7 +93,7 @@ class _Worker:
         counts = PartCounts(n_latents, self.config.k_images)
         step = images_per_block(n_latents, len(self.tokens))
         for rows, x, labels, again in self.images.blocks_by_class(part, step):
-            latents = self.encoder(x[:, self.tokens.start : self.tokens.stop].flatten(0, 1))
+            latents = self.encoder.block(x[:, self.tokens.start : self.tokens.stop].flatten(0, 1))
             counts.add(latents, rows, labels, self.config.tau, self.tokens.start, again)
         return counts.arrays()
 

@@ -9,6 +9,7 @@ Shapes: B images of T tokens, of which R are replaced; d channels, S latents, C 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,18 +20,37 @@ from torch import Tensor
 from patchsae.pipeline.classification.zero_shot import ZeroShot
 from patchsae.pipeline.evaluations.statistics.rankings import segments
 from patchsae.pipeline.saes.sae import Sae
-from patchsae.pipeline.saes.sparse.latents import SparseLatents
+from patchsae.pipeline.saes.sparse.latents import DenseLatents, Latents, SparseLatents
 from patchsae.pipeline.saes.sparse.products import weighted_sums
 
 
-def sweep(
-    latents: SparseLatents, images: int, ranking: Tensor, ks: np.ndarray, W_dec: Tensor
-) -> Iterator[Tensor]:
+def sweep(latents: Latents, images: int, ranking: Tensor, ks: np.ndarray, W_dec: Tensor) -> Iterator[Tensor]:
     """R_k for each of the ascending `ks`: [B R, d]. It is one tensor, which is changed in place from k to k.
 
     `ranking` holds the ranked latents of every image, int64 [B, K], or [1, K] if they are the same for all
     images. K is the largest k or more.
     """
+    if isinstance(latents, DenseLatents):
+        return _dense_sweep(latents.value, ranking, ks, W_dec)
+    assert isinstance(latents, SparseLatents)
+    return _sparse_sweep(latents, images, ranking, ks, W_dec)
+
+
+def _dense_sweep(f: Tensor, ranking: Tensor, ks: np.ndarray, W_dec: Tensor) -> Iterator[Tensor]:
+    """`sweep` of dense latents f [B R, S]: only the columns of the ranked latents are multiplied."""
+    total = torch.zeros(len(f), W_dec.shape[1], device=W_dec.device)
+    groups = len(ranking)
+    for first, last in itertools.pairwise([0, *ks.tolist()]):
+        for part, of_group, latent in zip(
+            f.chunk(groups), total.chunk(groups), ranking[:, first:last], strict=True
+        ):
+            of_group.addmm_(part.index_select(1, latent), W_dec.index_select(0, latent))
+        yield total
+
+
+def _sparse_sweep(
+    latents: SparseLatents, images: int, ranking: Tensor, ks: np.ndarray, W_dec: Tensor
+) -> Iterator[Tensor]:
     step_of_rank = torch.from_numpy(segments(ks)).to(ranking.device)
     step_of_latent = torch.full(
         (len(ranking), latents.n_latents), len(ks), dtype=torch.int16, device=ranking.device
@@ -74,7 +94,7 @@ class Correct:
 def count_correct(
     correct: Correct,
     x: Tensor,
-    latents: SparseLatents,
+    latents: Latents,
     labels: np.ndarray,
     rankings: list[Tensor],
     ks: np.ndarray,

@@ -2,7 +2,8 @@
 
 `statistics.merge` adds them over parts, and `statistics.tables` computes the columns from the totals. The
 result is deterministic: sums run over the images of a part in a fixed order, and over the parts in the order
-of their numbers.
+of their numbers. Dense blocks are counted token by token, sparse ones entry by entry, in the same order, so
+that equal latents give equal bytes.
 
 Shapes: B images of T tokens, S latents, k top images. A *firing* is one image on which one latent is above
 0 on at least one token.
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 
-from patchsae.pipeline.saes.sparse.latents import SparseLatents
+from patchsae.pipeline.saes.sparse.latents import DenseLatents, Latents, SparseLatents
 
 # The histogram of activations covers 2^-14 to 2^10 with 16 bins of equal width per octave. The number of a
 # bin is the leading bits of the float32 (exponent and 4 bits of the mantissa), so one shift finds it.
@@ -43,8 +44,41 @@ class Firings:
     token: np.ndarray  # [P] first token at which it is reached
 
     @classmethod
-    def of(cls, latents: SparseLatents, tokens_per_image: int, tau: float) -> Firings:
+    def of(cls, latents: Latents, tokens_per_image: int, tau: float) -> Firings:
         """The firings of a block of whole images. `tau`: the threshold of `n_above`."""
+        if isinstance(latents, DenseLatents):
+            images = latents.value.cpu().numpy().reshape(-1, tokens_per_image, latents.value.shape[1])
+            parts = [cls._of_image(slot, f, np.float32(tau)) for slot, f in enumerate(images)]
+            return cls(
+                **{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)}
+            )
+        assert isinstance(latents, SparseLatents)
+        return cls._of_entries(latents, tokens_per_image, tau)
+
+    @classmethod
+    def _of_image(cls, slot: int, f: np.ndarray, tau: np.float32) -> Firings:
+        """Those of one image, from its dense latents f [T, S]: a row at a time, which stays in the cache."""
+        total, peak = np.zeros(f.shape[1]), np.zeros(f.shape[1], np.float32)
+        n_tokens, n_above, token = np.zeros((3, f.shape[1]), np.int32)
+        for i, row in enumerate(f):
+            total += row
+            n_tokens += row > 0
+            n_above += row > tau
+            np.copyto(token, i, where=row > peak)
+            np.maximum(peak, row, out=peak)
+        fired = np.flatnonzero(n_tokens)
+        return cls(
+            slot=np.full(len(fired), slot),
+            latent=fired,
+            total=total[fired],
+            n_tokens=n_tokens[fired].astype(np.int64),
+            n_above=n_above[fired].astype(np.int64),
+            peak=peak[fired],
+            token=token[fired],
+        )
+
+    @classmethod
+    def _of_entries(cls, latents: SparseLatents, tokens_per_image: int, tau: float) -> Firings:
         n_slots = latents.n_tokens // tokens_per_image
         size = n_slots * latents.n_latents
         row = np.repeat(np.arange(latents.n_tokens), np.diff(latents.offsets.cpu().numpy()))
@@ -165,7 +199,7 @@ class PartCounts:
 
     def add(
         self,
-        latents: SparseLatents,
+        latents: Latents,
         images: Sequence[int] | np.ndarray,
         labels: np.ndarray,
         tau: float,
@@ -182,10 +216,7 @@ class PartCounts:
         firings = Firings.of(latents, tokens_per_image, tau)
         mean = firings.total / tokens_per_image
         if not again:
-            value, latent = latents.value.cpu().numpy(), latents.latent.cpu().numpy()
-            bins = latent * np.int64(N_BINS) + bins_of(value)
-            # With an array of ones, `np.add.at` is thirty times as fast as with the number 1.
-            np.add.at(self.histogram, bins, np.ones(len(bins), np.int32))
+            self._count_values(latents)
             self.sums.add(firings, tokens_per_image)
             self.top.add(
                 {
@@ -204,6 +235,21 @@ class PartCounts:
                 self._open_label = int(label)
             here = slice(ends[slot], ends[slot + 1])
             self._open.append((firings.latent[here], firings.n_above[here], mean[here]))
+
+    def _count_values(self, latents: Latents) -> None:
+        """Counts the values above 0 in the histogram."""
+        value = latents.value.cpu().numpy()
+        if isinstance(latents, SparseLatents):
+            self._add_to_bins(latents.latent.cpu().numpy(), value)
+        else:
+            for row in value:
+                latent = np.flatnonzero(row)
+                self._add_to_bins(latent, row[latent])
+
+    def _add_to_bins(self, latent: np.ndarray, value: np.ndarray) -> None:
+        bins = latent * np.int64(N_BINS) + bins_of(value)
+        # With an array of ones, `np.add.at` is thirty times as fast as with the number 1.
+        np.add.at(self.histogram, bins, np.ones(len(bins), np.int32))
 
     def _close_class(self) -> None:
         if self._open:

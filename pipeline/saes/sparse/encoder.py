@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from patchsae.pipeline.saes.sparse.latents import (
+    Converted,
     DenseLatents,
     Latents,
     SparseLatents,
@@ -26,8 +27,13 @@ from patchsae.pipeline.saes.sparse.latents import (
 )
 from patchsae.pipeline.saes.sparse.products import kernels_for
 
-# Above this share of positive entries the dense products are faster; measured on CPUs at d = 128 and 768.
-MAX_DENSITY = 0.2
+# Above these shares of positive entries the dense products are faster on a CPU (benchmarks/LOG.md): for weights
+# that stay in its cache, and for larger ones, where each entry reads a row from memory, by the precision of the
+# product. They are constants, not measured on the spot: they decide in which order sums run, and the same work
+# must end in the same bytes on every run.
+_MAX_DENSITY = 0.2
+_MAX_DENSITY_UNCACHED = {torch.float32: 0.12, torch.bfloat16: 0.06}
+_CACHED_WEIGHTS = 1 << 22
 _PROBE_TOKENS = 64
 # The most entries that are held in memory at once.
 _MAX_ENTRIES = 8_000_000
@@ -41,14 +47,16 @@ _SLACK = {torch.bfloat16: 2**-7 * (1 + 2**-5), torch.float32: 2**-13}
 TINY = torch.finfo(torch.float32).tiny
 
 
-def max_density(device: torch.device, width: int, n_latents: int) -> float:
+def max_density(device: torch.device, width: int, n_latents: int, dtype: torch.dtype) -> float:
     """The share of positive entries above which dense products are faster on a device.
+
+    `dtype` is the precision of the product that finds the entries.
 
     On CUDA it is measured once per process, and it is 0 if the kernels cannot be used. It decides in which
     order sums run, so resumed work must keep the number it began with.
     """
     if device.type == "cpu":
-        return MAX_DENSITY
+        return _MAX_DENSITY if width * n_latents <= _CACHED_WEIGHTS else _MAX_DENSITY_UNCACHED[dtype]
     kernels = kernels_for(torch.empty(0, device=device))
     if kernels is None:
         return 0.0
@@ -135,8 +143,18 @@ class Encoder:
     def entries(self, rows: slice, bound: Bound, bias: Tensor | None = None) -> SparseLatents:
         """The entries of the tokens `rows`, a slice without a step, that reach a positive bound.
 
-        The product is computed part by part, so that each part is searched while it is still in the cache.
         With `bias` [S], values are computed with this bias instead of the one that entries are found with.
+        """
+        found = self.entries_up_to(1.0, rows, bound, bias)
+        assert found is not None
+        return found
+
+    def entries_up_to(
+        self, max_density: float, rows: slice, bound: Bound, bias: Tensor | None = None
+    ) -> SparseLatents | None:
+        """As `entries`; None as soon as it is clear that they are more than a share `max_density` of all.
+
+        The product is computed part by part, so that each part is searched while it is still in the cache.
         """
         x = self._x[rows]
         n_rows = max(_LEAST_ROWS, _CACHED_ELEMENTS // self.n_latents)
@@ -144,12 +162,16 @@ class Encoder:
             n_rows = tokens_per_block(self.n_latents)
         buffer = x.new_empty(min(n_rows, len(x)), self.n_latents)
         found, values = [], []
+        left = int(max_density * len(x) * self.n_latents)
         is_exact = self.weights.dtype == torch.float32 and bias is None
         first = rows.start or 0
         for start in range(0, len(x), n_rows):
             part = x[start : start + n_rows]
             h = torch.mm(part, self.weights.padded.T, out=buffer[: len(part)])
             place = _reaching(h, bound(h, slice(first + start, first + start + len(part))))
+            left -= len(place)
+            if left < 0:
+                return None
             if is_exact:
                 values.append(h.view(-1).index_select(0, place))
             found.append(place.add_(start * self.n_latents))
@@ -178,28 +200,44 @@ def above_zero(h: Tensor, rows: slice) -> Tensor:
 def positive_latents(encoder: Encoder, max_density: float) -> Iterator[tuple[slice, Latents]]:
     """The entries with h above 0, block by block of tokens.
 
-    If more than a share `max_density` of a few tokens' entries are positive, they are dense, with values and
-    products in the precision of `encoder`. Otherwise they are sparse, with values in float32.
+    Where `found_in_blocks` says so, they are dense, with values and products in the precision of `encoder`.
+    Otherwise they are sparse, with values in float32.
     """
-    density = encoder.density(above_zero)
+    weights = Converted(encoder.weights.dtype)
+    for rows, found in found_in_blocks(encoder, above_zero, max_density):
+        yield rows, DenseLatents(encoder.dense(rows).relu_(), weights) if found is None else found
+
+
+def found_in_blocks(
+    encoder: Encoder, bound: Bound, max_density: float, bias: Tensor | None = None
+) -> Iterator[tuple[slice, SparseLatents | None]]:
+    """The entries that reach a bound, block by block of tokens; None where they are to be computed densely.
+
+    This is the one place that decides between sparse and dense. A few tokens of the batch tell whether a share
+    of more than `max_density` reaches the bound, and how many tokens make a block. Each sparse block then
+    counts its entries, and is dense after all if they are more. So the decision follows from the data alone.
+    `bias` is that of `Encoder.entries`.
+    """
+    density = encoder.density(bound)
+    n_dense = tokens_per_block(encoder.n_latents)
     if density > max_density:
-        for rows in blocks(encoder.n_tokens, tokens_per_block(encoder.n_latents)):
-            yield rows, DenseLatents(encoder.dense(rows).float().relu_(), encoder.weights.dtype)
-    else:
-        for rows in sparse_blocks(encoder, density):
-            yield rows, encoder.entries(rows, above_zero)
+        yield from ((rows, None) for rows in blocks(slice(0, encoder.n_tokens), n_dense))
+        return
+    # Blocks small enough that all entries of a block can be held in memory.
+    n_sparse = max(_LEAST_ROWS, int(_MAX_ENTRIES / (max(density, 1e-6) * encoder.n_latents)))
+    for rows in blocks(slice(0, encoder.n_tokens), n_sparse):
+        found = encoder.entries_up_to(max_density, rows, bound, bias)
+        if found is None:
+            yield from ((part, None) for part in blocks(rows, n_dense))
+        else:
+            yield rows, found
 
 
-def sparse_blocks(encoder: Encoder, density: float) -> list[slice]:
-    """Blocks of tokens small enough that all entries of a block can be held in memory."""
-    n_rows = int(_MAX_ENTRIES / (max(density, 1e-6) * encoder.n_latents))
-    return blocks(encoder.n_tokens, max(_LEAST_ROWS, n_rows))
-
-
-def blocks(n: int, n_rows: int) -> list[slice]:
-    """`range(n)` cut into equal shares of at most `n_rows`."""
+def blocks(rows: slice, n_rows: int) -> list[slice]:
+    """`rows` cut into equal shares of at most `n_rows`."""
+    n = rows.stop - rows.start
     n_blocks = -(-n // n_rows)
-    cuts = [i * n // n_blocks for i in range(n_blocks + 1)]
+    cuts = [rows.start + i * n // n_blocks for i in range(n_blocks + 1)]
     return [slice(a, b) for a, b in itertools.pairwise(cuts)]
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from patchsae.pipeline.core.sums import total
 from patchsae.pipeline.saes.sae import Sae
 from patchsae.pipeline.saes.sparse.encoder import Encoder, EncoderWeights, positive_latents
+from patchsae.pipeline.saes.sparse.latents import n_positive
 from patchsae.pipeline.training.auxk import AuxKConfig
 from patchsae.pipeline.training.objective import Gradients
 from patchsae.pipeline.training.parameters import Autoencoder
@@ -56,7 +57,7 @@ class Gated:
     ) -> None:
         self.config = config
         self.dtype = getattr(torch, config.precision)
-        self.autoencoder = Autoencoder(start, config.dead_feature_window, ranks, max_density)
+        self.autoencoder = Autoencoder(start, config.dead_feature_window, ranks, self.dtype, max_density)
         self.variance = total_variance(sample)
         length = (sample - start.b_dec).norm(dim=1).mean().item()
         self.l1_coefficient = config.l1_coefficient / length
@@ -110,7 +111,7 @@ class Gated:
             model.add_encoding(latents, d_gate + d_m * latents.spread(scale), centred[rows])
             model.add("b_enc", -latents.per_latent(d_m * latents.spread(scale)))
             fired |= latents.per_latent(gate) > 0
-            n_active += int(torch.count_nonzero(f))
+            n_active += n_positive(f)
             l1_norm += total(f) / n
             gate_norm += total(gate) / n
         auxiliary = self.auxk.add(model, centred, x - x_hat, n * self.variance, self.dtype)

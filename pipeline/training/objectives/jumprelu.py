@@ -25,6 +25,7 @@ from torch import Tensor
 from patchsae.pipeline.core.sums import total
 from patchsae.pipeline.saes.sae import Sae
 from patchsae.pipeline.saes.sparse.encoder import Encoder, EncoderWeights, positive_latents
+from patchsae.pipeline.saes.sparse.latents import n_positive
 from patchsae.pipeline.training.auxk import AuxKConfig
 from patchsae.pipeline.training.objective import Gradients
 from patchsae.pipeline.training.parameters import Autoencoder
@@ -67,7 +68,7 @@ class JumpRelu:
     ) -> None:
         self.config = config
         self.dtype = getattr(torch, config.precision)
-        self.autoencoder = Autoencoder(start, config.dead_feature_window, ranks, max_density)
+        self.autoencoder = Autoencoder(start, config.dead_feature_window, ranks, self.dtype, max_density)
         self.variance = total_variance(sample)
         self.unit = (sample - start.b_dec).norm(dim=1).mean().item() / sample.shape[1] ** 0.5
         self.bandwidth = config.bandwidth * self.unit
@@ -122,7 +123,7 @@ class JumpRelu:
             model.add("threshold", latents.per_latent(d_theta).mul_(self.unit))
             model.add_encoding(latents, d_f.mul_(f > 0), centred[rows])
             fired |= latents.per_latent(f) > 0
-            n_active += int(torch.count_nonzero(f))
+            n_active += n_positive(f)
             l1_norm += total(f) / n
         auxiliary = self.auxk.add(model, centred, x - x_hat, n * self.variance, self.dtype)
         model.finish(fired)

@@ -18,7 +18,7 @@ from torch import Tensor
 from patchsae.pipeline.core.sums import total
 from patchsae.pipeline.saes.sae import Sae
 from patchsae.pipeline.saes.sparse.encoder import Encoder, EncoderWeights, positive_latents
-from patchsae.pipeline.saes.sparse.latents import tokens_per_block
+from patchsae.pipeline.saes.sparse.latents import n_positive, tokens_per_block, zero_where_off_
 from patchsae.pipeline.training.initialisation import WeightInit
 from patchsae.pipeline.training.objective import Gradients, TrainedSaeConfig
 from patchsae.pipeline.training.parameters import Autoencoder
@@ -50,7 +50,7 @@ class ReluL1:
     ) -> None:
         self.config = config
         self.dtype = getattr(torch, config.precision)
-        self.autoencoder = Autoencoder(start, config.dead_feature_window, ranks, max_density)
+        self.autoencoder = Autoencoder(start, config.dead_feature_window, ranks, self.dtype, max_density)
         self.parameters = self.autoencoder.parameters
         self.state = {**self.autoencoder.state}
 
@@ -71,17 +71,18 @@ class ReluL1:
         n_active, l1_norm = 0, 0.0
         encoder = Encoder(centred, EncoderWeights(model.encoder, model.b_enc, self.dtype))
         for rows, latents in positive_latents(encoder, model.max_density.item()):
-            f = latents.value.clamp(min=0)
+            f = latents.value.clamp_(min=0)
             x_hat[rows] = latents.decode(f, model.W_dec) + model.b_dec
             # L = sum a (x_hat - x)^2 / (|x| n d) + lambda sum f / n, with a the weight of the token, so
             # dL/dx_hat = 2 a (x_hat - x) / (|x| n d) and dL/dh = dL/dx_hat W_dec^T + lambda / n where f > 0.
             d_x_hat = (x_hat[rows] - x[rows]) * (importance / norm)[rows] * (2 / (n * d))
-            d_h = latents.products(d_x_hat, model.W_dec).add_(self.config.l1_coefficient / n).mul_(f > 0)
+            d_h = latents.products(d_x_hat, model.W_dec).add_(self.config.l1_coefficient / n)
+            zero_where_off_(d_h, f)
             model.add_decoding(latents, f, d_x_hat)
             model.add("b_dec", d_x_hat.sum(dim=0))
             model.add_encoding(latents, d_h, centred[rows])
             fired |= latents.per_latent(f) > 0
-            n_active += int(torch.count_nonzero(f))
+            n_active += n_positive(f)
             l1_norm += total(f) / n
         # Squares are divided by |x|, not |x|^2, so the loss grows with |x|, as in the reference (spec 2.3).
         squares = (x_hat - x).square_() / norm

@@ -29,8 +29,9 @@ from patchsae.pipeline.evaluations.masking.sweep import Correct, count_correct, 
 from patchsae.pipeline.evaluations.statistics.rankings import by_count, random_ranking, segments
 from patchsae.pipeline.experiment.experiment import Experiment
 from patchsae.pipeline.results.tables import Catalog
-from patchsae.pipeline.saes.encode import LatentEncoder
+from patchsae.pipeline.saes.encode import EncoderChoice, LatentEncoder
 from patchsae.pipeline.saes.sae import Sae
+from patchsae.pipeline.saes.sparse.latents import DenseLatents, SparseLatents
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.errors import UserError
 from patchsae.storage.store import Store
@@ -313,10 +314,12 @@ def test_only_the_chosen_tokens_are_replaced(model: Model) -> None:
     assert correct.original.tolist() == [0, 1, 0, 0] and correct.masked.shape == (1, 2, 1, 4)
 
 
-def test_prefix_identity(model: Model) -> None:
+@pytest.mark.parametrize(("max_density", "kind"), [(1.0, SparseLatents), (0.0, DenseLatents)])
+def test_prefix_identity(model: Model, max_density: float, kind: type) -> None:
     with torch.inference_mode():
         x = model.backbone.head(model.images[:6])
-        latents = LatentEncoder(model.sae)(x.flatten(0, 1))
+        latents = LatentEncoder(model.sae, EncoderChoice("float32", max_density)).block(x.flatten(0, 1))
+        assert isinstance(latents, kind)
         dense = model.sae.encode(x.flatten(0, 1))
         x_hat = latents.decode(latents.value, model.sae.W_dec) + model.sae.b_dec
         ks = np.array([1, 2, 7, 50])
@@ -332,13 +335,16 @@ def test_prefix_identity(model: Model) -> None:
             torch.testing.assert_close(x_hat - R_k, off, rtol=1e-5, atol=3e-6)
 
 
-def test_a_ranking_for_all_images_is_one_for_each(model: Model) -> None:
+@pytest.mark.parametrize(("max_density", "atol"), [(1.0, 0.0), (0.0, 3e-6)])
+def test_a_ranking_for_all_images_is_one_for_each(model: Model, max_density: float, atol: float) -> None:
     with torch.inference_mode():
-        latents = LatentEncoder(model.sae)(model.backbone.head(model.images[:4]).flatten(0, 1))
+        encoder = LatentEncoder(model.sae, EncoderChoice("float32", max_density))
+        latents = encoder.block(model.backbone.head(model.images[:4]).flatten(0, 1))
         ranking, ks = torch.arange(N_LATENTS)[None], np.array([4, 40])
         shared = [R_k.clone() for R_k in sweep(latents, 4, ranking, ks, model.sae.W_dec)]
         own = [R_k.clone() for R_k in sweep(latents, 4, ranking.expand(4, -1), ks, model.sae.W_dec)]
-    assert all(torch.equal(a, b) for a, b in zip(shared, own, strict=True))
+    for a, b in zip(shared, own, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=atol)
 
 
 def test_the_reference_s_constant_bias_changes_nothing(model: Model) -> None:

@@ -30,7 +30,7 @@ from patchsae.pipeline.evaluations.statistics.tables import (
 )
 from patchsae.pipeline.saes.encode import EncoderChoice, LatentEncoder
 from patchsae.pipeline.saes.sae import Sae
-from patchsae.pipeline.saes.sparse.latents import SparseLatents
+from patchsae.pipeline.saes.sparse.latents import DenseLatents, SparseLatents
 from patchsae.storage.activations import Activations
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.errors import UserError
@@ -195,6 +195,30 @@ def test_tables_do_not_depend_on_how_latents_are_found(
     artifact = run(other, STAGE, config(), world.inputs(other))
     for name in ("latents", "latent_images", "class_latents"):
         assert read(artifact, name).equals(read(statistics, name)), name
+
+
+@pytest.mark.parametrize("density", [0.02, 0.5, 1.0])
+def test_dense_latents_are_counted_as_sparse_ones_are(density: float) -> None:
+    """To the byte: of ties, of tokens at tau, of classes that go on in the next block."""
+    generator = torch.Generator().manual_seed(3)
+    n_images, n_tokens, n_latents, tau = 7, 11, 40, 0.5
+    labels = np.array([0, 0, 2, 2, 2, 5, 5])
+    # Quarters, so that many values are equal and some equal tau.
+    f = torch.randint(1, 6, (n_images, n_tokens, n_latents), generator=generator) / 4
+    f *= torch.rand(f.shape, generator=generator) < density
+    found = []
+    for kind in ("dense", "sparse"):
+        counts = PartCounts(n_latents, 3)
+        for block in (slice(0, 3), slice(3, 7)):
+            latents = DenseLatents(f[block].flatten(0, 1))
+            given = latents if kind == "dense" else latents.sparse()
+            counts.add(given, np.arange(n_images)[block], labels[block], tau, first_token=1)
+        found.append(counts.arrays())
+    dense, sparse = found
+    assert dense.keys() == sparse.keys() and len(sparse["classes.latent"])
+    for name, values in sparse.items():
+        assert dense[name].dtype == values.dtype, name
+        np.testing.assert_array_equal(dense[name], values, err_msg=name)
 
 
 def test_whoever_resumes_finds_latents_as_they_were_found(

@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchsae.pipeline.saes import encode as encode_module
 from patchsae.pipeline.saes.encode import EncoderChoice, LatentEncoder
 from patchsae.pipeline.saes.sae import Sae
 from patchsae.pipeline.saes.sparse import encoder as encoder_module
-from patchsae.pipeline.saes.sparse.encoder import TINY, Encoder, EncoderWeights, bound_of_largest
-from patchsae.pipeline.saes.sparse.latents import DenseLatents, SparseLatents
+from patchsae.pipeline.saes.sparse.encoder import TINY, Encoder, EncoderWeights, bound_of_largest, max_density
+from patchsae.pipeline.saes.sparse.latents import DenseLatents, SparseLatents, tokens_per_block
 
 D, S, K = 16, 210, 9
 KINDS = {"relu": (False, None), "threshold": (True, None), "k": (False, K), "k_threshold": (True, K)}
@@ -138,7 +137,7 @@ def test_smaller_blocks_hold_the_same(
     sae = sae_of(kind)
     x = without_ties(sae, tokens())
     whole = LatentEncoder(sae, choice)(x)
-    monkeypatch.setattr(encode_module, "tokens_per_block", lambda n_latents: 7)
+    monkeypatch.setattr(encoder_module, "tokens_per_block", lambda n_latents: 7)
     monkeypatch.setattr(encoder_module, "_LEAST_ROWS", 7)
     monkeypatch.setattr(encoder_module, "_MAX_ENTRIES", 0)
     monkeypatch.setattr(encoder_module, "_CACHED_ELEMENTS", 3 * S)
@@ -152,10 +151,48 @@ def test_smaller_blocks_hold_the_same(
 def test_the_density_of_what_is_kept_decides_between_dense_and_sparse() -> None:
     x = tokens()
     for kind, low, high in (("relu", 0.2, 0.4), ("k", 0.9 * K / S, 1.1 * K / S)):
-        for max_density, expected in ((low, DenseLatents), (high, SparseLatents)):
-            [(rows, latents)] = LatentEncoder(sae_of(kind), EncoderChoice("float32", max_density)).blocks(x)
-            assert isinstance(latents, expected), (kind, max_density)
+        for most, expected in ((low, DenseLatents), (high, SparseLatents)):
+            [(rows, latents)] = LatentEncoder(sae_of(kind), EncoderChoice("float32", most)).blocks(x)
+            assert isinstance(latents, expected), (kind, most)
             assert (rows.start, rows.stop) == (0, len(x))
+
+
+@pytest.mark.parametrize("choice", [EncoderChoice("float32", 0.2), EncoderChoice("bfloat16", 0.2)], ids=str)
+def test_a_block_with_more_latents_than_expected_is_dense(choice: EncoderChoice) -> None:
+    """Whether a batch is sparse is asked of one token in five; here the other four have many latents on."""
+    sae = sae_of("relu")
+    x = tokens()
+    on = (sae.encode(x) > 0).sum(dim=1)
+    few, many = x[on < 0.05 * S][0], x[on > 0.4 * S][0]
+    x = many.repeat(300, 1)
+    x[::5] = few
+    encoder = LatentEncoder(sae, choice)
+    [(rows, latents)] = encoder.blocks(x)
+    assert isinstance(latents, DenseLatents) and (rows.start, rows.stop) == (0, len(x))
+    assert torch.equal(latents.value, sae.encode(x))
+    assert torch.equal(dense(encoder(x)), sae.encode(x))
+
+
+@pytest.mark.parametrize("n", [1, 254, 256, 700])
+def test_tokens_on_are_counted_alike(n: int) -> None:
+    f = tokens()[:, :5].abs().repeat(3, 1)[:n]
+    f[:, 0] = 1
+    latents = DenseLatents(f)
+    assert latents.n_tokens == latents.sparse().n_tokens == n
+    assert torch.equal(latents.n_tokens_on(), (f > 0).sum(dim=0))
+    assert torch.equal(latents.sparse().n_tokens_on(), (f > 0).sum(dim=0))
+
+
+@pytest.mark.parametrize("n_latents", [64, 49_152, 196_608, 1_500_000])
+def test_the_dense_latents_of_a_block_are_bounded(n_latents: int) -> None:
+    assert 4 * n_latents * tokens_per_block(n_latents) <= 256e6
+
+
+def test_weights_that_leave_the_cache_are_multiplied_densely_sooner() -> None:
+    cpu = torch.device("cpu")
+    assert max_density(cpu, 128, 2048, torch.bfloat16) == max_density(cpu, 128, 2048, torch.float32) == 0.2
+    assert max_density(cpu, 768, 49_152, torch.float32) == 0.12
+    assert max_density(cpu, 768, 49_152, torch.bfloat16) == 0.06
 
 
 def test_an_sae_that_never_fires_has_no_latents() -> None:

@@ -298,7 +298,7 @@ def test_bfloat16_finds_and_float32_computes(shift: float) -> None:
                 sure = h[rows] > 0.02
                 torch.testing.assert_close(f[sure], h[rows][sure], rtol=1e-5, atol=1e-5)
             else:
-                torch.testing.assert_close(latents.value, h[rows], rtol=0.02, atol=0.05)
+                torch.testing.assert_close(latents.value.float(), h[rows], rtol=0.02, atol=0.05)
 
 
 def test_dense_and_sparse_products_are_equal() -> None:
@@ -367,7 +367,7 @@ def test_a_scaled_sae_is_the_same_function() -> None:
 
 
 def test_a_gradient_of_the_last_step_is_not_used_again() -> None:
-    model = Autoencoder(_config(TopKConfig).objective(_sample(), 5).sae(), 10, ALONE)
+    model = Autoencoder(_config(TopKConfig).objective(_sample(), 5).sae(), 10, ALONE, torch.float32)
     fired = torch.ones(len(model.b_enc), dtype=torch.bool)
     for _ in range(2):
         model.begin()

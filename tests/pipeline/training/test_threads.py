@@ -43,6 +43,11 @@ def test_a_total_does_not_depend_on_the_number_of_threads(shape: tuple[int, ...]
     assert found.pop() == pytest.approx(values.double().sum().item(), rel=1e-12)
 
 
+def test_a_total_of_many_rows_is_that_of_all_at_once() -> None:
+    values = _values((70, 40_000)).square()
+    assert total(values) == float(values.sum(dim=1, dtype=torch.float64).numpy().sum())
+
+
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if len(shape) == 2])
 def test_quality_does_not_depend_on_the_number_of_threads(shape: tuple[int, int]) -> None:
     x, x_hat = _values(shape), _values(shape, 1)
