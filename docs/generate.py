@@ -6,30 +6,18 @@ uv run python docs/generate.py --check      exits with 1 if one of them is not w
 
 from __future__ import annotations
 
-import ast
 import importlib
-import inspect
 import pkgutil
-import re
 import sys
 import tempfile
 import textwrap
-import types
-import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import pyarrow.parquet as pq
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from patchsae import pipeline
-from patchsae.pipeline.backbones.backbone import BackboneConfig, ExtractConfig
-from patchsae.pipeline.classification.classifier import Prompts
-from patchsae.pipeline.core.config import Config, NameIn, Unhashed
-from patchsae.pipeline.core.stage import Section
-from patchsae.pipeline.evaluations.evaluation import EvaluationConfig
+from patchsae.pipeline.core.config import Config
 from patchsae.pipeline.evaluations.kinds.frontier import FRONTIER
 from patchsae.pipeline.evaluations.masking.table import MASKING
 from patchsae.pipeline.evaluations.reconstruction.tables import FIRING_HISTOGRAM, RECONSTRUCTION
@@ -40,14 +28,13 @@ from patchsae.pipeline.evaluations.statistics.tables import (
     latents_schema,
 )
 from patchsae.pipeline.experiment.experiment import PRESETS, parse
+from patchsae.pipeline.experiment.fields import BASES, SETTINGS, SHARED, described, purpose
 from patchsae.pipeline.experiment.kinds import KINDS, STAGES
-from patchsae.pipeline.images.dataset import DatasetConfig
 from patchsae.pipeline.images.tables import CLASSES, CORRUPT_IMAGES, IMAGE_LABELS, IMAGES
 from patchsae.pipeline.results.sql import ARTIFACT_COLUMNS, ARTIFACTS, describe
 from patchsae.pipeline.results.tables import KEY_COLUMNS, NAME_COLUMNS, Catalog
 from patchsae.pipeline.saes.files import READABLE, WRITABLE
 from patchsae.pipeline.training.metrics import TRAINING
-from patchsae.pipeline.training.objective import TrainedSaeConfig
 from patchsae.storage.keys import artifact_key
 from patchsae.storage.records import ExperimentRecord, RecordedNode
 from patchsae.storage.store import Store
@@ -76,12 +63,6 @@ evaluations:
   frontier: {kind: frontier}
 """
 """An experiment in which every table is written once."""
-BASES: dict[str, type[Config]] = {
-    "datasets": DatasetConfig,
-    "backbones": BackboneConfig,
-    "saes": TrainedSaeConfig,
-    "evaluations": EvaluationConfig,
-}
 NOTICE = "<!-- Written by docs/generate.py from the code; do not edit. -->"
 BEGIN, END = "<!-- begin: written by docs/generate.py -->", "<!-- end -->"
 
@@ -202,84 +183,14 @@ def one_table(
 # Kinds
 
 
-def sentences_of(config: type[Config]) -> dict[str, str]:
-    """The string below each field, of the class and those it is made from; a subclass has the last word."""
-    found: dict[str, str] = {}
-    for owner in reversed(config.__mro__):
-        if not (issubclass(owner, Config) and owner is not Config):
-            continue
-        [tree] = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
-        assert isinstance(tree, ast.ClassDef)
-        for field, text in zip(tree.body, tree.body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-                assert isinstance(field.target, ast.Name) and isinstance(text.value, ast.Constant)
-                found[field.target.id] = " ".join(str(text.value.value).split())
-    return found
-
-
-def type_text(kind: Any) -> str:
-    """A field's type as somebody who writes YAML thinks of it."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Annotated:
-        return type_text(arguments[0])
-    if origin is Literal:
-        *others, last = (f"`{value}`" for value in arguments)
-        return f"{', '.join(others)} or {last}" if others else last
-    if origin in (typing.Union, types.UnionType):
-        *others, last = map(type_text, arguments)
-        return f"{', '.join(others)}, or {last}"
-    if origin is tuple:
-        one = type_text(arguments[0])
-        return f"list of ({one})" if "or " in one else f"list of {one}"
-    if origin is dict:
-        return "mapping"
-    if kind is type(None):
-        return "null"
-    if isinstance(kind, type) and issubclass(kind, Config):
-        return "[see below](#shared-settings)"
-    return {str: "text", int: "whole number", float: "number", bool: "true or false"}.get(kind, str(kind))
-
-
-def default_text(field: FieldInfo) -> str:
-    if field.default is PydanticUndefined:
-        return "required"
-    if isinstance(field.default, Config):
-        return "defaults"
-    if isinstance(field.default, tuple):
-        return "`[" + ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in field.default) + "]`"
-    if field.default is None or isinstance(field.default, bool):
-        return f"`{'null' if field.default is None else str(field.default).lower()}`"
-    return f"`{field.default:g}`" if isinstance(field.default, float) else f"`{field.default}`"
-
-
-def meaning(field: FieldInfo, sentence: str) -> str:
-    """What a field means, and whether it is part of a key."""
-    for mark in field.metadata:
-        if isinstance(mark, NameIn):
-            return f"Names an entry of `{mark.section}`. {sentence}".strip()
-        if isinstance(mark, Unhashed):
-            return f"{sentence} Not in a key: {mark.why}.".strip()
-    return sentence
-
-
 def fields_table(config: type[Config], without: type[Config] | None = None) -> str:
     """The fields of a config; those it has in common with `without` are left out."""
-    sentences = sentences_of(config)
-    shared = without.model_fields if without is not None else {}
-
-    def body() -> Iterator[tuple[str, ...]]:
-        for name, field in config.model_fields.items():
-            if name == "kind" or (name in shared and field.default == shared[name].default):
-                continue
-            text = meaning(field, sentences.get(name, ""))
-            yield f"`{name}`", type_text(field.annotation), default_text(field), text
-
-    found = list(body())
+    link = {SETTINGS: "[see below](#shared-settings)"}
+    found = [
+        (f"`{one.name}`", link.get(one.type, one.type), one.default, one.meaning)
+        for one in described(config, without)
+    ]
     return rows(("field", "type", "default", "meaning"), iter(found)) if found else "No field of its own."
-
-
-def purpose(config: type[Config]) -> str:
-    return re.sub(r"\n\s+", " ", inspect.getdoc(config) or "").replace("\n", " ")
 
 
 def kinds_page() -> str:
@@ -292,7 +203,7 @@ def kinds_page() -> str:
         ),
     ]
     for section, base in BASES.items():
-        kinds = KINDS[typing.cast(Section, section)]
+        kinds = KINDS[section]
         parts.append(f"## `{section}`\n\n{code_list(list(kinds))}")
         if base.model_fields:
             whose = "trained SAE has" if section == "saes" else f"entry of `{section}` has"
@@ -301,8 +212,7 @@ def kinds_page() -> str:
             shared = base if issubclass(config, base) else None
             parts.append(f"### `{kind}`\n\n{prose(purpose(config))}\n\n{fields_table(config, shared)}")
     parts.append("## Shared settings")
-    shared_settings: dict[str, type[Config]] = {"extract": ExtractConfig, "prompts": Prompts}
-    for name, settings in shared_settings.items():
+    for name, settings in SHARED.items():
         parts.append(f"### `{name}`\n\n{purpose(settings)}\n\n{fields_table(settings)}")
     return "\n\n".join(parts) + "\n"
 

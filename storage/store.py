@@ -6,6 +6,7 @@ Layout of a store:
     <stage>/.<the same>.rebuild/             an artifact that is built again, until it takes the old one's place
     locks/                                   lock files, two per artifact: for its builder and its readers
     experiments/<name>.json                  the record of an experiment: its configs and its artifacts
+    logs/<name>-<date>-<time>.log            what a run of the command line did, for people to read
 
 A committed artifact does not change. Who builds it holds the lock `.lock`, alone. Who reads it during a stage
 holds the lock `.read`, with other readers. Who puts a new one in its place, or deletes it, holds `.read` alone,
@@ -22,9 +23,9 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
-from patchsae.storage import checkpoints, scratch
+from patchsae.storage import checkpoints, run_logs, scratch
 from patchsae.storage.artifacts import Artifact, Builder
 from patchsae.storage.atomic import (
     exchange,
@@ -44,8 +45,8 @@ from patchsae.storage.manifest import FILE as MANIFEST
 from patchsae.storage.manifest import KEY_DIGITS, Manifest, Summary
 from patchsae.storage.records import Records
 
-_LOCKS, _EXPERIMENTS = "locks", "experiments"
-_NO_STAGES = (_LOCKS, _EXPERIMENTS)
+_LOCKS, _EXPERIMENTS, _LOGS = "locks", "experiments", "logs"
+_NO_STAGES = (_LOCKS, _EXPERIMENTS, _LOGS)
 _BUILD, _READ = "lock", "read"
 State = Literal["committed", "partial", "damaged"]
 OnWait = Callable[[], None]
@@ -398,6 +399,10 @@ class Store:
     @property
     def records(self) -> Records:
         return Records(self.root / _EXPERIMENTS, self.root / _LOCKS)
+
+    def open_log(self, name: str) -> TextIO:
+        """A new log file for a run of the experiment `name`, see `run_logs`. Raises OSError if it cannot be made."""
+        return run_logs.open_log(self.root / _LOGS, name)
 
     def sweep(self) -> None:
         """Deletes lock files that no artifact needs and nobody holds, and temporary files of records.

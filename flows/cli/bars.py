@@ -14,12 +14,8 @@ class ScreenReporter(ConsoleReporter):
 
     @contextlib.contextmanager
     def bar(self, label: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
-        waiting.off()
-        try:
-            with super().bar(label, total, unit, done) as bar:
-                yield bar
-        finally:
-            waiting.on(label)
+        with waiting.beside_a_bar(), super().bar(label, total, unit, done) as bar:
+            yield bar
 
 
 def reporter() -> Reporter:

@@ -8,12 +8,17 @@ from typing import Annotated
 
 import typer
 
+from patchsae.flows.cli import completion
 from patchsae.flows.cli.options import JsonOption, StoreOption
 from patchsae.flows.cli.screen import result, say
 
 SaeArgument = Annotated[
     str,
-    typer.Argument(metavar="SAE", help="Address of the SAE (`train/relu`), or the first digits of its key."),
+    typer.Argument(
+        metavar="SAE",
+        help="Address of the SAE (`train/relu`), or the first digits of its key.",
+        autocompletion=completion.saes,
+    ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace files that are there already.")]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from patchsae.flows.cli import completion
 from patchsae.flows.cli.options import JsonOption, RecordOption, StoreOption
 from patchsae.flows.cli.screen import result
 
@@ -25,7 +26,7 @@ def status(
     store: StoreOption = "./store", experiment: RecordOption = None, as_json: JsonOption = False
 ) -> None:
     """List the artifacts of a store: stage, key, state, path, bytes, names, summary."""
-    from patchsae.flows.cli.show import status_text
+    from patchsae.flows.cli.look_text import status_text
     from patchsae.pipeline.results.status import status_rows
 
     opened = _open(store)
@@ -53,7 +54,7 @@ def query(
     The columns dataset, backbone, sae and evaluation of a table name what a row is about; a table has those
     that apply to it. `patchsae tables` lists all tables and says what each column means.
     """
-    from patchsae.flows.cli.show import write_rows
+    from patchsae.flows.cli.look_text import write_rows
     from patchsae.pipeline.results.sql import execute
 
     write_rows(execute(_open(store), sql, experiment), style, output)
@@ -73,10 +74,38 @@ def tables(store: StoreOption = "./store", as_json: JsonOption = False) -> None:
     )
 
 
+def kinds(
+    kind: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[KIND]",
+            help="A kind (`topk`), a section (`saes`), or a field with settings of its own (`extract`).",
+            autocompletion=completion.kinds,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List what an experiment file can hold: the kinds, or the fields of one with types, defaults and meaning.
+
+    Examples:
+
+    - `patchsae kinds`
+
+    - `patchsae kinds topk`
+    """
+    from patchsae.flows.cli.kinds_text import kind_rows, kinds_text
+
+    result(json.dumps(kind_rows(kind), indent=1) if as_json else kinds_text(kind))
+
+
 def pick(
     saes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[SAE]...", help="Names; `*` stands for anything.  [default: all]"),
+        typer.Argument(
+            metavar="[SAE]...",
+            help="Names; `*` stands for anything.  [default: all]",
+            autocompletion=completion.sae_names,
+        ),
     ] = None,
     store: StoreOption = "./store",
     by: Annotated[
@@ -100,7 +129,7 @@ def pick(
 
     - `patchsae pick 'sweep-topk*' --by zero_shot_kept --max-dead 0.05`
     """
-    from patchsae.flows.cli.show import pick_json, pick_text
+    from patchsae.flows.cli.look_text import pick_json, pick_text
     from patchsae.pipeline.results.pick import best, candidates
 
     rows = candidates(_open(store), saes or [])

@@ -7,16 +7,13 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from patchsae import pipeline
+from patchsae.flows.cli import completion
 from patchsae.flows.cli.screen import Verbosity
 from patchsae.pipeline.core.resources import Resources
-
-_PRESETS = Path(pipeline.__path__[0]) / "experiment" / "presets"
 
 StoreOption = Annotated[
     str,
@@ -26,13 +23,17 @@ ExperimentArgument = Annotated[
     str,
     typer.Argument(
         metavar="EXPERIMENT",
-        help=f"A preset ({', '.join(sorted(path.stem for path in _PRESETS.glob('*.yaml')))}) or a YAML file.",
+        help=f"A preset ({', '.join(completion.presets())}) or a YAML file.",
+        autocompletion=completion.experiments,
     ),
 ]
 RecordOption = Annotated[
     str | None,
     typer.Option(
-        "--experiment", metavar="NAME", help="Only artifacts of this experiment, by its name in the store."
+        "--experiment",
+        metavar="NAME",
+        help="Only artifacts of this experiment, by its name in the store.",
+        autocompletion=completion.records,
     ),
 ]
 SetOption = Annotated[
@@ -47,13 +48,19 @@ SetOption = Annotated[
 OnlyOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--only", metavar="STAGE", help="Run only this stage (`train`, `train/relu`). May be repeated."
+        "--only",
+        metavar="STAGE",
+        help="Run only this stage (`train`, `train/relu`). May be repeated.",
+        autocompletion=completion.addresses,
     ),
 ]
 RerunOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--rerun", metavar="STAGE", help="Build this stage again (`train`, `train/relu`). May be repeated."
+        "--rerun",
+        metavar="STAGE",
+        help="Build this stage again (`train`, `train/relu`). May be repeated.",
+        autocompletion=completion.addresses,
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

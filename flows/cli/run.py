@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from patchsae.flows.cli.bars import reporter
 from patchsae.flows.cli.commands import failing
+from patchsae.flows.cli.run_log import logged
 from patchsae.flows.cli.screen import result, say, waiting
 from patchsae.flows.cli.signals import Stopped
 from patchsae.flows.reporting import reporting_to
@@ -78,6 +79,7 @@ def launch(
             server_for_a_run(),
             _termination_as_interrupt(),
             reporting_to(reporter()),
+            logged(work.store, work.record, dataclasses.asdict(resources)),
         ):
             running.enter_context(each)
         from patchsae.flows.experiment import experiment as experiment_flow

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import sys
 import threading
 import warnings
@@ -43,7 +44,7 @@ class Verbosity:
         if cls.quiet and cls.verbose:
             raise typer.BadParameter("--quiet and --verbose cannot both be given; leave one out.")
         LOGGER.setLevel(logging.INFO)
-        _handler.setLevel(logging.INFO if cls.verbose else logging.ERROR if cls.quiet else logging.WARNING)
+        _handler.shown = logging.INFO if cls.verbose else logging.ERROR if cls.quiet else logging.WARNING
 
 
 class Waiting:
@@ -53,6 +54,7 @@ class Waiting:
         self._lock = threading.Lock()
         self._label = ""
         self._shown = False
+        self._n_bars = 0
         self._wakes = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -69,25 +71,41 @@ class Waiting:
                 self._thread.start()
 
     def off(self) -> None:
-        """Takes the line away, since something else is about to be shown."""
+        """Takes the line away, since something else is about to be shown. It comes back with the next `on`."""
         with self._lock:
             self._label = ""
-            if self._shown:
-                sys.stderr.write("\r\x1b[2K")
-                sys.stderr.flush()
-                self._shown = False
+            self._clear()
+
+    @contextlib.contextmanager
+    def beside_a_bar(self) -> Iterator[None]:
+        """Shows no line inside the `with` block, in which a bar is shown."""
+        with self._lock:
+            self._n_bars += 1
+            self._clear()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._n_bars -= 1
+
+    def _clear(self) -> None:
+        if self._shown:
+            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.flush()
+            self._shown = False
 
     def _show_later(self) -> None:
         label = ""
         while not self._wakes.wait(_SECONDS_OF_SILENCE):
             with self._lock:
                 # A label that came in this second waits for the next one.
-                if self._label and self._label == label and not self._shown:
+                if self._label and self._label == label and not self._shown and not self._n_bars:
                     self._draw()
                 label = self._label
 
     def _draw(self) -> None:
-        sys.stderr.write(f"\r\x1b[2K{self._label} ...")
+        width = shutil.get_terminal_size().columns
+        sys.stderr.write(f"\r\x1b[2K{self._label[: width - 5]} ...")
         sys.stderr.flush()
         self._shown = True
 
@@ -124,12 +142,18 @@ def error(text: str) -> None:
 
 
 class _Lines(logging.Handler):
-    """Shows records of the logger `patchsae` on standard error."""
+    """Shows records of the logger `patchsae` on standard error; what stages do, while nothing else is shown."""
+
+    shown = logging.WARNING
 
     def emit(self, record: logging.LogRecord) -> None:
         # What `say` and `error` showed is on the screen already.
-        if record.name != _LINES.name:
+        if record.name == _LINES.name:
+            return
+        if record.levelno >= self.shown:
             error(record.getMessage())
+        if record.name == LOGGER.name:
+            waiting.on(record.getMessage())
 
 
 _handler = _Lines()

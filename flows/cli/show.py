@@ -1,23 +1,14 @@
-"""The text that `patchsae plan`, `status`, `query` and `pick` print."""
+"""The text that `patchsae plan` and `verify --discard` print."""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
-
-import polars as pl
+from typing import Any
 
 from patchsae.flows.cli.text import table
-from patchsae.pipeline.core.text import number, size
+from patchsae.pipeline.core.text import size
 from patchsae.pipeline.experiment.plan import Planned
 from patchsae.pipeline.experiment.request import Work, display_state
 from patchsae.pipeline.experiment.upkeep import Dropped
-from patchsae.pipeline.results.pick import By
-from patchsae.storage.errors import UserError
-from patchsae.storage.store import Store
 
 
 def plan_rows(work: Work) -> list[dict[str, Any]]:
@@ -82,102 +73,3 @@ def dropped_text(dropped: Dropped) -> str:
         for artifact, why in dropped.left.items()
     ]
     return "\n".join([*lines, "Run the experiment again to restore what was dropped."])
-
-
-def summary_text(summary: dict[str, Any]) -> str:
-    """A summary on one line."""
-    return ", ".join(f"{name} {number(value)}" for name, value in summary.items())
-
-
-def status_text(rows: Sequence[dict[str, Any]], store: Store) -> str:
-    """The artifacts of a store as a table, or a sentence if there are none."""
-    if not rows:
-        return f"{store.root}: nothing here yet; `patchsae demo` makes a first experiment."
-    shown = [
-        [
-            r["stage"],
-            r["key"][:16],
-            r["state"],
-            size(r["bytes"]),
-            ", ".join(r["names"]),
-            summary_text(r["summary"]),
-        ]
-        for r in rows
-    ]
-    total = sum(row["bytes"] for row in rows)
-    return (
-        table(("stage", "key", "state", "bytes", "names", "summary"), shown, right=("bytes",))
-        + f"\n\n{len(rows)} artifacts, {size(total)} at {store.root}"
-    )
-
-
-Format = Literal["table", "csv", "json", "parquet"]
-
-
-def write_rows(frame: pl.DataFrame, style: Format, output: Path | None) -> None:
-    """Writes rows to a file or to standard output. Raises UserError for Parquet on a terminal."""
-    if style == "parquet" and output is None and sys.stdout.isatty():
-        raise UserError("--format parquet: not readable on a terminal; name a file with --output FILE.")
-    match style:
-        case "table":
-            with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=10_000, fmt_str_lengths=100):
-                data = f"{frame}\n".encode()
-        case "csv":
-            data = frame.write_csv().encode()
-        case "json":
-            data = frame.write_json().encode() + b"\n"
-        case "parquet":
-            if output is not None:
-                frame.write_parquet(output)
-            else:
-                frame.write_parquet(sys.stdout.buffer)
-            return
-    if output is not None:
-        output.write_bytes(data)
-    else:
-        sys.stdout.buffer.write(data)
-        sys.stdout.flush()
-
-
-_PICK_COLUMNS = (
-    "sae",
-    "kind",
-    "n_latents",
-    "l0",
-    "fvu",
-    "explained_variance",
-    "dead_fraction",
-    "zero_shot_kept_mean",
-)
-
-
-def pick_text(rows: pl.DataFrame, picked: pl.DataFrame, by: By) -> str:
-    """The SAEs on the frontier as a table in which the picked one is marked, and its folder."""
-    name, key = picked["sae"][0], picked["sae_key"][0]
-    shown = rows.filter(pl.col("on_frontier") | (pl.col("sae_key") == key))
-    lines = [
-        ["->" if row["sae_key"] == key else "", *(_cell(row[column]) for column in _PICK_COLUMNS)]
-        for row in shown.iter_rows(named=True)
-    ]
-    header = ["", "sae", "objective", "latents", "L0", "FVU", "EV", "dead", "zero-shot kept"]
-    return "\n\n".join(
-        (
-            f"{len(shown)} of {len(rows)} SAEs are on the frontier of L0 and FVU.",
-            table(header, lines, right=header[3:]),
-            f"Best by {by}: train/{name}, {picked['path'][0]}",
-        )
-    )
-
-
-def pick_json(rows: pl.DataFrame, picked: pl.DataFrame) -> str:
-    """Every row as a JSON object; `picked` is true in one of them."""
-    key = picked["sae_key"][0]
-    return json.dumps(
-        [{**row, "picked": row["sae_key"] == key} for row in rows.iter_rows(named=True)], indent=1
-    )
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value if value is not None else "")

@@ -1,9 +1,10 @@
-"""`table`, with which the commands print tables to a terminal or a file."""
+"""`table` and `paragraph`, with which the commands print to a terminal or a file."""
 
 from __future__ import annotations
 
 import io
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from rich import box
@@ -24,8 +25,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[
         shown.add_column(Text(name), justify="right" if name in right else "left", overflow="fold")
     for row in rows:
         shown.add_row(*map(Text, row))
-    width = Console(file=sys.stdout).width if sys.stdout.isatty() else _WIDTH_OF_A_FILE
-    console = Console(file=io.StringIO(), width=width)
+    console = Console(file=io.StringIO(), width=_width())
     console.print(shown)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.rstrip("\n").split("\n"))
+
+
+def _width() -> int:
+    return Console(file=sys.stdout).width if sys.stdout.isatty() else _WIDTH_OF_A_FILE
+
+
+def paragraph(text: str) -> str:
+    """A text in lines that fit the terminal."""
+    return textwrap.fill(text, _width() if sys.stdout.isatty() else 100)

@@ -66,7 +66,7 @@ def kinds(store: Store) -> list[Path]:
     found: dict[str, Path] = {}
     for path in sorted(store.root.rglob("*")):
         name = path.relative_to(store.root)
-        if path.is_file() and name.parts[0] != "locks":
+        if path.is_file() and name.parts[0] not in ("locks", "logs"):
             rest = name.parts[2:] if len(name.parts) > 2 else name.parts[1:]
             found.setdefault(re.sub(r"\d+", "#", "/".join((name.parts[0], *rest))), name)
     return list(found.values())

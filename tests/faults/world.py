@@ -103,10 +103,12 @@ def prepare_process() -> None:
 
 
 def content(store: Store) -> dict[str, bytes]:
-    """Every file of a store but locks; links and folders too. Of manifests, all but when, where and how long."""
+    """Every file of a store but locks and logs; links and folders too. Of manifests, all but when, where and how long."""
     found = {}
     for path in store.root.rglob("*"):
         name = path.relative_to(store.root).as_posix()
+        if name.split("/")[0] == "logs":
+            continue
         if path.is_symlink():
             found[name] = b"-> " + str(path.readlink()).encode()
         elif path.is_dir():

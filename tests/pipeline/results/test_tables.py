@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 import patchsae
-from patchsae.flows.cli.show import pick_json, pick_text
+from patchsae.flows.cli.look_text import pick_json, pick_text
 from patchsae.pipeline.core.stage import Runtime
 from patchsae.pipeline.experiment.experiment import parse
 from patchsae.pipeline.experiment.request import work_on
