@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from patchsae.flows.cli.bars import reporter
 from patchsae.flows.cli.commands import failing
-from patchsae.flows.cli.run_log import logged
+from patchsae.flows.cli.log_file import logged
 from patchsae.flows.cli.screen import result, say, waiting
 from patchsae.flows.cli.signals import Stopped
 from patchsae.flows.reporting import reporting_to
