@@ -14,7 +14,7 @@ from patchsae.flows.cli.options import (
     StoreOption,
     with_resources,
 )
-from patchsae.flows.cli.screen import result
+from patchsae.flows.cli.screen import result, say
 
 
 def demo(store: StoreOption = "./store") -> None:
@@ -71,8 +71,11 @@ def plan(
     """
     from patchsae.flows.cli.show import plan_rows, plan_text
     from patchsae.pipeline.experiment.plan import check_space
+    from patchsae.pipeline.experiment.remarks import remarks
     from patchsae.pipeline.experiment.request import open_work
 
     work = open_work(experiment, set_ or [], store, only or [], rerun or [])
     result(json.dumps(plan_rows(work), indent=1) if as_json else plan_text(work))
+    for line in remarks(work):
+        say(line)
     check_space(work.store, work.to_write())

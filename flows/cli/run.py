@@ -15,6 +15,7 @@ from patchsae.flows.cli.signals import Stopped
 from patchsae.flows.reporting import reporting_to
 from patchsae.flows.resources import ResourcesModel, check_resources
 from patchsae.pipeline.core.resources import Resources
+from patchsae.pipeline.experiment.remarks import remarks
 from patchsae.pipeline.experiment.request import check_can_run, open_work
 from patchsae.pipeline.experiment.run import remember, tidy
 from patchsae.storage.atomic import explaining_full_disk
@@ -61,6 +62,8 @@ def launch(
         if work.store.is_writable():
             remember(work, newest=True)
             tidy(work)
+        for line in remarks(work):
+            say(line)
         result(f"Nothing to do: all {len(work.wanted)} stages of {work.record} are in {work.store.root}.")
         return
     check_can_run(work)
@@ -96,4 +99,6 @@ def launch(
             rerun=list(rerun),
             resources=ResourcesModel(**dataclasses.asdict(resources)),
         )
+    for line in remarks(work):
+        say(line)
     result(f"Done. `patchsae status --store {store}` lists what there is.")

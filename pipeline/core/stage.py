@@ -35,12 +35,14 @@ class Source:
     """What is known of images or weights outside the store without reading them whole.
 
     `fingerprint` changes when they may have changed. `location` says where they lie; it is recorded with the
-    artifact. `n_images` is the number of images, if it is known.
+    artifact. `n_images` is the number of images, if it is known. `remarks` are sentences for the user, such as
+    which files were left out.
     """
 
     fingerprint: str
     location: Mapping[str, str] = field(default_factory=dict)
     n_images: int | None = None
+    remarks: tuple[str, ...] = ()
 
 
 class RunTogether(Protocol):
@@ -172,7 +174,9 @@ class Stage:
     for configs with an equal `together_key`; each result is the same as if it were built alone. `source`
     describes data outside the store on which the result depends. With `identified_by_content`, the keys of
     artifacts made from this one contain a digest of its content (`Builder.identity`) instead of its key.
-    `predict_bytes` estimates the size of the result before anything is run.
+    `predict_bytes` estimates the size of the result before anything is run. `changes` says for a version what
+    it does otherwise than the one before it; the plan shows it. `remarks` makes sentences for the user from the
+    summary of an artifact, which are shown at the end of a run.
     """
 
     name: str
@@ -186,6 +190,8 @@ class Stage:
     source: Callable[[Any], Source] | None = None
     identified_by_content: bool = False
     predict_bytes: Callable[[Any, Mapping[str, Upstream]], int | None] | None = None
+    changes: Mapping[int, str] = field(default_factory=dict)
+    remarks: Callable[[Summary], Sequence[str]] | None = None
 
     def build(
         self, configs: Sequence[Any], inputs: Sequence[Inputs], outs: Sequence[Builder], runtime: Runtime

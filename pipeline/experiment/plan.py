@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from patchsae.pipeline.core.graph import Node
 from patchsae.pipeline.core.provenance import changed_inputs
-from patchsae.pipeline.core.stage import Source, Upstream
+from patchsae.pipeline.core.stage import Source, Stage, Upstream
 from patchsae.pipeline.core.text import size
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.atomic import has_no_inodes
@@ -17,6 +17,7 @@ from patchsae.storage.keys import artifact_key
 from patchsae.storage.manifest import Manifest
 from patchsae.storage.store import Store
 
+_VERSION = "code version"
 PlanState = Literal["cached", "run", "resume", "damaged", "blocked"]
 
 
@@ -152,7 +153,7 @@ class Planner:
         for manifest in self._manifests[stage.name]:
             have = _fields(manifest.version, manifest.config, manifest.inputs)
             changed = [
-                _change(name, have.get(name, "absent"), wanted.get(name, "absent"))
+                _change(stage, name, have.get(name, "absent"), wanted.get(name, "absent"))
                 for name in sorted(have.keys() | wanted.keys())
                 if have.get(name, "absent") != wanted.get(name, "absent")
             ]
@@ -164,10 +165,12 @@ class Planner:
 
 
 def _fields(version: int, config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
-    return _flat({"code version": version, **config, **{f"input {r}": i for r, i in inputs.items()}})
+    return _flat({_VERSION: version, **config, **{f"input {r}": i for r, i in inputs.items()}})
 
 
-def _change(name: str, old: Any, new: Any) -> str:
+def _change(stage: Stage, name: str, old: Any, new: Any) -> str:
+    if name == _VERSION and new in stage.changes:
+        return f"{name}: {old} -> {new}, which {stage.changes[new]}"
     return f"{name} changed" if name.startswith("input ") else f"{name}: {old} -> {new}"
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from patchsae.pipeline.core.config import Config
 from patchsae.pipeline.core.stage import Source
+from patchsae.pipeline.images.pixels import Facts, Reading
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,15 @@ class Dataset(Protocol):
     def decode(self, data: bytes) -> Image.Image:
         """The RGB image in `data`, which `read` returned. Raises OSError if it is not a readable image."""
         ...
+
+    def inspect(self, data: bytes) -> Facts:
+        """The facts of the image that `decode` would make of `data`. Raises OSError where `decode` does."""
+        image = self.decode(data)
+        return Facts(image.width, image.height)
+
+    def remarks(self) -> Sequence[str]:
+        """What a user should know of the source, such as which files were left out: sentences without a stop."""
+        return ()
 
     def fingerprint(self) -> str:
         """A string that changes when the images may have changed, such as a digest of file sizes and times.
@@ -96,6 +106,10 @@ class DatasetConfig(Config):
         """Where the images lie, for the manifest; empty for images that are generated or in a package."""
         return {}
 
+    def reading(self) -> Reading:
+        """How pixels of image files are read, for images from outside that are to be read alike."""
+        return Reading()
+
     def expected_images(self) -> int | None:
         """The number of images, if the config alone says it; None otherwise. Only predictions use it."""
         return None
@@ -105,4 +119,4 @@ class DatasetConfig(Config):
         dataset = self.build()
         expected = self.expected_images()
         n_images = len(dataset.records()) if expected is None else expected
-        return Source(dataset.fingerprint(), self.location(), n_images)
+        return Source(dataset.fingerprint(), self.location(), n_images, tuple(dataset.remarks()))

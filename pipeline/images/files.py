@@ -1,42 +1,163 @@
-"""Image files: which ones a folder has, how one is read, and how it is decoded.
-
-The files may come from anybody. What cannot be read raises OSError with a sentence that is the same in every
-run, since `index` writes it into its table of corrupt images.
-"""
+"""Image files: which ones a folder has, and how the bytes of one are read. `pixels` decodes them."""
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import stat
-import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
+from patchsae.storage.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"}
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 """Pillow's names for the formats of `SUFFIXES`. Its decoder of JPEG also reads MPO, in which phones and
 cameras store several JPEG images. Pillow knows over 40 formats; most of their decoders are little used."""
 MAX_BYTES = 2**30
-MAX_PIXELS = 100_000_000
-"""Pixels of the largest image that is decoded. A file of 0.3 MB can hold 178 million pixels, which took 54
-seconds and 2.3 GB."""
-MAX_ASPECT = 1000
-"""How many times longer than its shorter side an image may be. Preprocessing scales the shorter side to that
-of the backbone, so that an image of 1 x 20,000 pixels would get a billion pixels."""
 
-# Pillow warns of images from 89 million pixels on. The bound above takes the place of that.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+_ADDRESS = re.compile(r"( at)? \b0x[0-9a-f]+", re.IGNORECASE)
+_FOLDERS = re.compile(r"(?<![\w./])/(?:[^\s/'\":]+/)+")
+_NAMES_SHOWN = 3
 
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+", re.IGNORECASE)
+
+@dataclass
+class LeftOut:
+    """What a folder holds besides the images that are taken, as paths below it."""
+
+    hidden: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+    broken_links: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    beside: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+
+    def sentences(self) -> list[str]:
+        """One sentence for each sort of thing that was left out."""
+        found = []
+        if self.hidden:
+            n = count(len(self.hidden), "hidden file or folder", "hidden files and folders")
+            found.append(f"left out {n}: {names(self.hidden)} (`hidden: true` looks at them)")
+        if self.links:
+            n = count(len(self.links), "linked folder", "linked folders")
+            found.append(f"left out {n}: {names(self.links)} (`follow_links: true` follows them)")
+        if self.broken_links:
+            n = count(len(self.broken_links), "link that leads nowhere", "links that lead nowhere")
+            found.append(f"left out {n}: {names(self.broken_links)}")
+        if self.others:
+            n = count(len(self.others), "file that is no image", "files that are no images")
+            found.append(f"left out {n} of the formats that are read: {_by_suffix(self.others)}")
+        if self.beside:
+            n = count(len(self.beside), "image that lies", "images that lie")
+            found.append(f"left out {n} beside the class folders: {names(self.beside)}")
+        if self.empty:
+            n = count(len(self.empty), "class folder", "class folders")
+            found.append(f"left out {n} without an image: {names(self.empty)}")
+        return found
+
+
+def count(n: int, one: str, several: str) -> str:
+    """`1 image`, `1,234 images`."""
+    return f"{n:,} {one if n == 1 else several}"
+
+
+def names(paths: Iterable[str], shown: int = _NAMES_SHOWN) -> str:
+    """The first few of some paths, on one line: `a.jpg, b.jpg, c.jpg, ...`."""
+    several = list(paths)
+    first = [path if path.isprintable() else repr(path)[1:-1] for path in several[:shown]]
+    return ", ".join([*first, "..."] if len(several) > shown else first)
+
+
+def _by_suffix(paths: Iterable[str]) -> str:
+    found = Counter(Path(path).suffix.lower() or "no suffix" for path in paths)
+    return names((f"{n:,} {suffix}" for suffix, n in found.most_common()), 5)
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How a folder is searched: whether hidden files and folders, and links to folders, count.
+
+    Links to files always count.
+    """
+
+    hidden: bool = False
+    follow_links: bool = False
+
+    def folders(self, folder: Path, left_out: LeftOut) -> list[Path]:
+        """The folders in a folder, sorted. Images beside them are noted in `left_out`."""
+        found = []
+        for entry in self._entries(folder, folder, left_out):
+            if entry.is_dir():
+                found.append(Path(entry.path))
+            elif is_image(entry.name):
+                left_out.beside.append(entry.name)
+            else:
+                left_out.others.append(entry.name)
+        return found
+
+    def images(self, folder: Path, root: Path, left_out: LeftOut) -> list[str]:
+        """Every image file below a folder, as its path from `root` with slashes, sorted.
+
+        Raises UserError if a folder cannot be listed.
+        """
+        found: list[str] = []
+        pending = [(folder, frozenset({_identity(folder)}))]
+        while pending:
+            here, above = pending.pop()
+            for entry in self._entries(here, root, left_out):
+                path = Path(entry.path)
+                if entry.is_dir():
+                    # A link to a folder that contains it would be followed for ever.
+                    if (identity := _identity(path)) not in above:
+                        pending.append((path, above | {identity}))
+                elif is_image(entry.name) and entry.is_file():
+                    found.append(path.relative_to(root).as_posix())
+                else:
+                    left_out.others.append(path.relative_to(root).as_posix())
+        return sorted(found)
+
+    def _entries(self, folder: Path, root: Path, left_out: LeftOut) -> Iterator[os.DirEntry[str]]:
+        try:
+            with os.scandir(folder) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            raise UserError(f"folder {folder}: cannot be listed ({reason(error)}).") from None
+        for entry in found:
+            path = Path(entry.path).relative_to(root).as_posix()
+            if not self.hidden and entry.name.startswith("."):
+                left_out.hidden.append(path)
+            elif entry.is_symlink() and not is_there(Path(entry.path)):
+                left_out.broken_links.append(path)
+            elif not self.follow_links and entry.is_symlink() and entry.is_dir():
+                left_out.links.append(path)
+            else:
+                yield entry
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    found = folder.stat()
+    return found.st_dev, found.st_ino
+
+
+def is_there(path: Path) -> bool:
+    """Whether a path leads to a file or folder that can be looked at."""
+    try:
+        path.stat()
+    except OSError:
+        return False
+    return True
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name has the suffix of an image."""
+    return Path(name).suffix.lower() in SUFFIXES
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Every file below a folder whose suffix is that of an image, sorted by path."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    """Every image file below a folder, sorted by path; no hidden ones, and none behind links to folders."""
+    return [folder / path for path in Walk().images(folder, folder, LeftOut())]
 
 
 def read_file(path: Path) -> bytes:
@@ -52,56 +173,14 @@ def read_file(path: Path) -> bytes:
         return file.read()
 
 
-def decode_rgb(data: bytes) -> Image.Image:
-    """The first frame of an image file as RGB; 16-bit grey becomes 8-bit.
-
-    Raises OSError if `data` is not in one of `FORMATS`, is larger than the bounds above, or is broken. Raises
-    MemoryError if the machine is too small, which says nothing about the image.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(*image.size)
-            image.load()
-            return _as_rgb(image)
-    except UnidentifiedImageError:
-        raise OSError(f"is no image of the formats that are read ({', '.join(FORMATS)})") from None
-    except Image.DecompressionBombError:
-        raise OSError(_too_large()) from None
-    except MemoryError:
-        raise
-    except Exception as error:
-        # Pillow's decoders raise whatever a broken file leads them to: OSError, SyntaxError, ValueError,
-        # KeyError, struct.error, NotImplementedError, and others from version to version.
-        raise OSError(reason(error)) from error
-
-
 def reason(error: Exception) -> str:
-    """An error's message as one line, without addresses in memory, which differ between two runs."""
+    """An error's message as one line that is the same in every run and on every machine.
+
+    Addresses in memory are taken out of it, and the folders of absolute paths.
+    """
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    text = _ADDRESS.sub("", " ".join(text.split()))[:300]
+    text = _FOLDERS.sub("", _ADDRESS.sub("", " ".join(text.split())))[:300]
     if isinstance(error, OSError | SyntaxError | ValueError) and text:
         return text
     # The message of a KeyError, say, is the key alone.
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise OSError(_too_large())
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise OSError(
-            f"has {width:,} x {height:,} pixels, and one side is over {MAX_ASPECT:,} times the other"
-        )
-
-
-def _too_large() -> str:
-    return f"has more than {MAX_PIXELS:,} pixels, the most that are decoded"
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.float32)
-        return Image.fromarray((grey / 257).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode == "P":
-        return image.convert("RGBA").convert("RGB")
-    return image.convert("RGB")

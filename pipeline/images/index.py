@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from patchsae.pipeline.core.stage import Inputs, Runtime, Stage
 from patchsae.pipeline.images.dataset import Dataset, DatasetConfig, Record
-from patchsae.pipeline.images.files import reason
+from patchsae.pipeline.images.files import count, names, reason
 from patchsae.pipeline.images.tables import CLASSES, CORRUPT_IMAGES, IMAGE_LABELS, IMAGES
 from patchsae.storage.artifacts import Builder
 from patchsae.storage.errors import UserError
@@ -23,6 +24,7 @@ from patchsae.storage.manifest import Summary
 
 _IMAGES_PER_PART = 4096
 _SHOWN_ERRORS = 3
+_Row = Mapping[str, Any]
 
 
 def ordered(records: Sequence[Record]) -> list[Record]:
@@ -32,14 +34,14 @@ def ordered(records: Sequence[Record]) -> list[Record]:
 
 
 def inspect(dataset: Dataset, record: Record) -> dict[str, Any]:
-    """The digest, width and height of an image, or an `error` that says why it cannot be read.
+    """The digest, width, height and treatment of an image, or an `error` that says why it cannot be read.
 
     Raises UserError if the machine has too little memory. Counting the image as corrupt would make the result
     depend on the machine.
     """
     try:
         data = dataset.read(record)
-        image = dataset.decode(data)
+        facts = dataset.inspect(data)
     except OSError as error:
         return {"error": reason(error)}
     except MemoryError:
@@ -47,18 +49,22 @@ def inspect(dataset: Dataset, record: Record) -> dict[str, Any]:
             f"{record.source}: reading and decoding it needs more memory than is free; free some, or take "
             "this image away."
         ) from None
-    return {"digest": digest_bytes(data), "width": image.width, "height": image.height}
+    return {"digest": digest_bytes(data), **vars(facts)}
 
 
-def content_identity(class_names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """sha256 over the class names and the label, split and digest of each image, in the order of the rows.
+def content_identity(class_names: Sequence[str], rows: Sequence[_Row]) -> str:
+    """sha256 over the class names and what decides each image's pixels, label and split, in the order of the rows.
 
-    Of an image of several classes all labels go in too.
+    An image of one class whose pixels are used as they are stored counts with its label, split and digest, as in
+    version 1 of the stage, which knew no others. So datasets of such images alone keep their identity, and what was
+    made from them. All labels of an image of several classes count too, and so does the treatment of an image.
     """
     digest = hashlib.sha256(canonical_json(list(class_names)).encode())
     for row in rows:
         several = [list(row["labels"])] if row.get("labels") else []
-        digest.update(canonical_json([row["label"], row["split"], row["digest"], *several]).encode())
+        treatment = [row["treatment"]] if row.get("treatment") else []
+        counted = [row["label"], row["split"], row["digest"], *several, *treatment]
+        digest.update(canonical_json(counted).encode())
     return digest.hexdigest()
 
 
@@ -70,23 +76,21 @@ def _run(config: DatasetConfig, inputs: Inputs, out: Builder, runtime: Runtime) 
     corrupt = [row for row in rows if "error" in row]
     rows = [row for row in rows if "error" not in row]
     if corrupt and config.on_corrupt == "error":
-        shown = "; ".join(f"{row['source']}: {row['error']}" for row in corrupt[:_SHOWN_ERRORS])
         raise UserError(
-            f"{len(corrupt)} of {len(records)} images cannot be read ({shown}); "
+            f"{len(corrupt)} of {len(records)} images cannot be read ({_shown(corrupt)}); "
             "replace them, or set on_corrupt: exclude."
         )
-    names = dataset.class_names()
-    counts = _count(rows, len(names))
-    for label, n_images in enumerate(counts):
-        if n_images == 0:
-            raise UserError(
-                f"class `{names[label]}` (label {label}) has no readable image; add one or drop the class."
-            )
+    if not rows:
+        raise UserError(f"none of the {len(records):,} images can be read ({_shown(corrupt)}); replace them.")
+    class_names = dataset.class_names()
+    counts = _count(rows, len(class_names))
     out.write_table(
         IMAGES,
         {"image": range(len(rows)), **{c.name: [row[c.name] for row in rows] for c in IMAGES.columns[1:]}},
     )
-    out.write_table(CLASSES, {"class": range(len(names)), "class_name": names, "n_images": counts})
+    out.write_table(
+        CLASSES, {"class": range(len(class_names)), "class_name": class_names, "n_images": counts}
+    )
     if any(row["labels"] for row in rows):
         pairs = [(image, label) for image, row in enumerate(rows) for label in _labels(row)]
         out.write_table(
@@ -94,23 +98,93 @@ def _run(config: DatasetConfig, inputs: Inputs, out: Builder, runtime: Runtime) 
             {
                 "image": [image for image, _ in pairs],
                 "label": [label for _, label in pairs],
-                "class_name": [names[label] for _, label in pairs],
+                "class_name": [class_names[label] for _, label in pairs],
             },
         )
     out.write_table(
         CORRUPT_IMAGES,
         {"source": [row["source"] for row in corrupt], "error": [row["error"] for row in corrupt]},
     )
-    out.identity = content_identity(names, rows)
+    out.identity = content_identity(class_names, rows)
     return {
         "n_images": len(rows),
-        "n_classes": len(names),
+        "n_classes": len(class_names),
         "n_corrupt": len(corrupt),
         "splits": ", ".join(
             f"{split} {sum(row['split'] == split for row in rows)}"
             for split in dict.fromkeys(r.split for r in records)
         ),
+        **_noteworthy(corrupt, rows, [name for name, n in zip(class_names, counts, strict=True) if not n]),
     }
+
+
+def _shown(corrupt: Sequence[_Row]) -> str:
+    first = sorted(corrupt, key=lambda row: row["source"])[:_SHOWN_ERRORS]
+    return "; ".join(f"{names([row['source']])}: {row['error']}" for row in first)
+
+
+def _noteworthy(corrupt: Sequence[_Row], rows: Sequence[_Row], empty: Sequence[str]) -> Summary:
+    """The entries of the summary that `remarks` makes sentences of; those of which there are none are left out."""
+    of_digest: dict[str, list[_Row]] = defaultdict(list)
+    for row in rows:
+        of_digest[row["digest"]].append(row)
+    same = [group for group in of_digest.values() if len(group) > 1]
+    in_two_splits = [group for group in same if len({row["split"] for row in group}) > 1]
+    in_two_classes = [group for group in same if len({row["label"] for row in group}) > 1]
+    found: dict[str, int | str] = {
+        "corrupt": names(sorted(row["source"] for row in corrupt)),
+        "n_empty_classes": len(empty),
+        "empty_classes": names(empty),
+        "n_turned": sum("orientation" in row["treatment"] for row in rows),
+        "n_on_background": sum("background" in row["treatment"] for row in rows),
+        "n_duplicates": sum(len(group) - 1 for group in same),
+        "duplicates": _pairs(same),
+        "n_in_two_splits": len(in_two_splits),
+        "in_two_splits": _pairs(in_two_splits),
+        "n_in_two_classes": len(in_two_classes),
+        "in_two_classes": _pairs(in_two_classes),
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def _pairs(groups: Iterable[Sequence[_Row]]) -> str:
+    """The first few groups of equal images, as `a/1.jpg = b/1.jpg`."""
+    return names(sorted(" = ".join(sorted(names([row["source"]]) for row in group)[:3]) for group in groups))
+
+
+def remarks(summary: Summary) -> list[str]:
+    """What a user should know of the images of an index, as sentences without a stop."""
+    n, found = {name: value for name, value in summary.items() if isinstance(value, int)}, []
+    if n.get("n_corrupt"):
+        total = count(n["n_images"] + n["n_corrupt"], "image", "images")
+        found.append(
+            f"{n['n_corrupt']:,} of {total} cannot be read and {'was' if n['n_corrupt'] == 1 else 'were'} left "
+            f"out: {summary.get('corrupt', '')} (the table `corrupt_images` says why)"
+        )
+    if "n_empty_classes" in n:
+        several = count(n["n_empty_classes"], "class has", "classes have")
+        found.append(f"{several} no image that can be read: {summary['empty_classes']}")
+    if "n_turned" in n:
+        several = count(n["n_turned"], "image is", "images are")
+        found.append(f"{several} turned upright as the EXIF orientation says")
+    if "n_on_background" in n:
+        several = count(n["n_on_background"], "image has", "images have")
+        found.append(f"{several} transparent pixels, which are put on the `background`")
+    if "n_in_two_splits" in n:
+        several = count(n["n_in_two_splits"], "image is", "images are")
+        found.append(
+            f"{several} in more than one split, byte for byte, so that what one split measures was seen in the "
+            f"other: {summary['in_two_splits']}"
+        )
+    if "n_in_two_classes" in n:
+        several = count(n["n_in_two_classes"], "image is", "images are")
+        found.append(f"{several} in more than one class, byte for byte: {summary['in_two_classes']}")
+    if "n_duplicates" in n and (
+        n["n_duplicates"] > max(n.get("n_in_two_splits", 0), n.get("n_in_two_classes", 0))
+    ):
+        several = count(n["n_duplicates"], "image is a copy", "images are copies")
+        found.append(f"{several} of another one, byte for byte: {summary['duplicates']}")
+    return found
 
 
 def _count(rows: Sequence[Mapping[str, Any]], n_classes: int) -> list[int]:
@@ -137,6 +211,7 @@ def _inspect_all(
     starts = range(0, len(records), _IMAGES_PER_PART)
     missing = set(out.ledger.drop_unsound(len(starts)))
     facts: list[dict[str, Any]] = []
+    n_corrupt = 0
     n_done = sum(part not in missing for part in range(len(starts))) * _IMAGES_PER_PART
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
@@ -149,7 +224,8 @@ def _inspect_all(
                     lambda record: inspect(dataset, record), records[start : start + _IMAGES_PER_PART]
                 ):
                     found.append(one)
-                    bar.advance()
+                    n_corrupt += "error" in one
+                    bar.advance(note=f"({n_corrupt:,} cannot be read)" if n_corrupt else "")
                 out.ledger.record(part, [out.scratch.write_json(part, found)])
             facts += out.scratch.json(part)
     return facts
@@ -157,11 +233,16 @@ def _inspect_all(
 
 STAGE = Stage(
     name="index",
-    version=1,
+    version=2,
     section="datasets",
     uses_gpu=False,
     description="The images of every dataset, as an immutable table.",
     run=_run,
     source=lambda config: config.source(),
     identified_by_content=True,
+    changes={
+        2: "turns images by their EXIF orientation and puts transparent ones on a background; what follows is done "
+        "again only if an image is one of these"
+    },
+    remarks=remarks,
 )

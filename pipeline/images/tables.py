@@ -34,9 +34,15 @@ IMAGES = TableSchema(
         ),
         Column("class_name", pa.string(), "Name of the class."),
         Column("split", pa.string(), "Split that the image belongs to."),
-        Column("width", pa.int32(), "Width in pixels, before preprocessing."),
-        Column("height", pa.int32(), "Height in pixels, before preprocessing."),
+        Column("width", pa.int32(), "Width in pixels, as the image is shown, before preprocessing."),
+        Column("height", pa.int32(), "Height in pixels, as the image is shown, before preprocessing."),
         Column("digest", pa.string(), "sha256 of the file's bytes, or of the pixels of a generated image."),
+        Column(
+            "treatment",
+            pa.string(),
+            "What was done to the stored pixels: `orientation 6` (turned or mirrored as that EXIF tag says), "
+            "`background white` (transparent pixels were put on it), both, or nothing.",
+        ),
     ),
 )
 

@@ -33,7 +33,8 @@ from patchsae.pipeline.backbones.backbone import Backbone
 from patchsae.pipeline.backbones.weights import load_backbone
 from patchsae.pipeline.experiment.dag import Dag
 from patchsae.pipeline.experiment.experiment import Experiment
-from patchsae.pipeline.images.files import decode_rgb, image_files, read_file, reason
+from patchsae.pipeline.images.files import image_files, read_file, reason
+from patchsae.pipeline.images.pixels import Reading, as_rgb, decode_rgb
 from patchsae.pipeline.results.find import SAE_STAGES, find, input_of, records_of
 from patchsae.pipeline.results.sql import execute
 from patchsae.pipeline.results.status import status_rows
@@ -324,12 +325,13 @@ class OpenSae:
     def encode(self, images: ImageLike | Iterable[ImageLike]) -> EncodedImages:
         """The latents of images: of a file, a folder (all images below it), a PIL image, or several of these.
 
-        It runs the experiment's backbone on the CPU. Raises UserError if an image cannot be read, or if the
+        It runs the experiment's backbone on the CPU. Images are turned upright and put on a background as those
+        of the SAE's dataset are. Raises UserError if an image cannot be read, or if the
         backbone's weights have changed since the experiment was run.
         """
         names: list[str] = []
         pixels = []
-        for name, image in _opened(images):
+        for name, image in _opened(images, self._reading):
             n_before = sum(name == other or other.startswith(f"{name} (") for other in names)
             # Images that are given twice stay two.
             names.append(f"{name} ({n_before + 1})" if n_before else name)
@@ -388,6 +390,15 @@ class OpenSae:
             node = place.record.nodes[address]
             inputs[role] = self.store.at(node.stage, node.key)
         return load_backbone(config, inputs, "cpu")
+
+    @cached_property
+    def _reading(self) -> Reading:
+        """How the images of the SAE's dataset are read; the default if the record does not say it."""
+        for place in self.places:
+            if place.record.experiment is not None:
+                experiment = Experiment.model_validate(place.record.experiment)
+                return experiment.datasets[place.node.names["dataset"]].reading()
+        return Reading()
 
     def _root(self, statistics: Artifact, images: Artifact) -> str | None:
         """The folder of the images that `statistics` was made on, as the experiment has it now; None if they are no
@@ -461,19 +472,24 @@ class EncodedImages:
         return values[patches.start : patches.stop].reshape(self.layout.grid)
 
 
-def _opened(images: ImageLike | Iterable[ImageLike]) -> Iterable[tuple[str, Image.Image]]:
+def _opened(images: ImageLike | Iterable[ImageLike], reading: Reading) -> Iterable[tuple[str, Image.Image]]:
     """(name, RGB image) of every image in `images`, in order; the name of a file is its path."""
     several = [images] if isinstance(images, str | os.PathLike | Image.Image) else list(images)
     for number, one in enumerate(several):
+        files: Sequence[Path | Image.Image]
         if isinstance(one, Image.Image):
-            yield f"image {number}", one.convert("RGB")
-            continue
-        path = Path(one).expanduser()
-        files = image_files(path) if path.is_dir() else [path]
-        if not files:
-            raise UserError(f"{path}: no images found below it.")
+            files = [one]
+        else:
+            path = Path(one).expanduser()
+            files = image_files(path) if path.is_dir() else [path]
+            if not files:
+                raise UserError(f"{path}: no images found below it.")
         for file in files:
+            name = f"image {number}" if isinstance(file, Image.Image) else str(file)
             try:
-                yield str(file), decode_rgb(read_file(file))
+                if isinstance(file, Image.Image):
+                    yield name, as_rgb(file, reading)
+                else:
+                    yield name, decode_rgb(read_file(file), reading)
             except OSError as error:
-                raise UserError(f"{file}: cannot be read as an image ({reason(error)}).") from None
+                raise UserError(f"{name}: cannot be read as an image ({reason(error)}).") from None

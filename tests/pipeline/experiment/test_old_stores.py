@@ -36,7 +36,8 @@ evaluations:
   reconstruction: {kind: reconstruction, sae: relu}
   frontier: {kind: frontier}
 """
-KEPT = ("index", "weights", "extract", "classifier")
+KEPT = ("weights", "extract", "classifier")
+"""What is not computed again. The stage `index` has a new version, and finds the same images."""
 
 
 @pytest.fixture
@@ -51,8 +52,13 @@ def work(store: Store) -> Work:
 
 
 def test_images_and_activations_stay_and_the_plan_says_why_saes_do_not(old: Store) -> None:
+    planned = work(old).planned
+    assert planned["index/shapes"].why.startswith(
+        "code version: 1 -> 2, which turns images by their EXIF orientation"
+    )
+    run(work_on(old, parse(EXPERIMENT, "old"), only=["index"]), Runtime())
     for address, item in work(old).planned.items():
-        assert (item.state == "cached") == (item.node.stage.name in KEPT), address
+        assert (item.state == "cached") == (item.node.stage.name in ("index", *KEPT)), address
     why = {address: item.why for address, item in work(old).planned.items()}
     assert why["train/relu"].startswith(
         "code version: 4 -> 5; eval_split: test -> absent; eval_tokens: 512 -> absent"
@@ -66,7 +72,7 @@ def test_a_run_computes_the_rest_and_keeps_what_there_was(old: Store) -> None:
     after = {artifact.key: artifact.manifest for artifact in old.committed()}
     assert {key: after[key] for key in before} == before
     assert sorted({after[key].stage for key in after.keys() - before.keys()}) == sorted(
-        ["train", "statistics", "masking", "reconstruction", "frontier"]
+        ["index", "train", "statistics", "masking", "reconstruction", "frontier"]
     )
     assert not work(old).to_do()
 
@@ -93,4 +99,7 @@ def test_its_tables_are_read_beside_new_ones(old: Store) -> None:
     latents = Catalog(old).scan("latents").collect()
     # The same evaluation twice, of the old SAE and the new one: keys tell them apart.
     assert latents["sae_key"].n_unique() == 2
+    # Version 1 of the index had no such column.
+    treatments = Catalog(old).scan("images").select("treatment").collect()["treatment"]
+    assert sorted(treatments.value_counts()["count"]) == [24, 24]
     assert set(Catalog(old).scan("frontier").collect()["sae"].cast(str)) == {"relu", "sweep-k4", "sweep-k8"}

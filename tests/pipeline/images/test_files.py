@@ -1,135 +1,16 @@
-"""Image files from others: what cannot be decoded ends in one sentence, which is the same every time."""
+"""Which files of a folder are images, and that only regular files of a bounded size are read."""
 
 from __future__ import annotations
 
-import io
 import os
 import socket
-import struct
-import zlib
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from patchsae.pipeline.images import files
-from patchsae.pipeline.images.files import FORMATS, MAX_ASPECT, decode_rgb, image_files, read_file, reason
-
-
-def encoded(format_name: str, size: tuple[int, int] = (6, 5), **options: object) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, (200, 10, 30)).save(buffer, format_name, **options)
-    return buffer.getvalue()
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and has next to no pixels."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    pixels = zlib.compress(bytes(100))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-
-
-def refusal(data: bytes) -> str:
-    with pytest.raises(OSError) as caught:
-        decode_rgb(data)
-    sentence = str(caught.value)
-    assert sentence and "\n" not in sentence and "0x" not in sentence
-    return sentence
-
-
-@pytest.mark.parametrize("format_name", FORMATS)
-def test_every_format_that_is_listed_is_read(format_name: str) -> None:
-    image = decode_rgb(encoded(format_name))
-    assert (image.mode, image.size) == ("RGB", (6, 5))
-
-
-def test_jpegs_of_several_images_are_read_as_their_first() -> None:
-    other = Image.new("RGB", (6, 5), (0, 0, 255))
-    data = encoded("MPO", save_all=True, append_images=[other])
-    with Image.open(io.BytesIO(data)) as image:
-        assert image.format == "MPO", "Pillow wrote a plain JPEG, which would test nothing"
-    red, _, blue = decode_rgb(data).getpixel((3, 2))  # type: ignore[misc]
-    assert red > 150 and blue < 100
-
-
-EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) show\n%%EOF\n"
-BLP = b"BLP1" + struct.pack("<6i", 0, 8, 9, 9, 4, 0) + bytes(2000)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        EPS,
-        BLP,
-        encoded("AVIF"),
-        encoded("DDS"),
-        encoded("TGA"),
-        encoded("ICO"),
-        encoded("JPEG2000"),
-        b"",
-        b"a",
-    ],
-    ids=["EPS", "BLP", "AVIF", "DDS", "TGA", "ICO", "JPEG2000", "empty", "text"],
-)
-def test_other_formats_are_refused_whatever_the_suffix_says(data: bytes) -> None:
-    assert refusal(data) == refusal(data)
-    assert "is no image of the formats that are read (JPEG, PNG," in refusal(data)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        KeyError("x"),
-        struct.error("unpack"),
-        NotImplementedError(),
-        RecursionError("deep"),
-        ZeroDivisionError("0"),
-    ],
-    ids=lambda error: type(error).__name__,
-)
-def test_whatever_a_decoder_raises_is_one_sentence(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(image: object) -> None:
-        raise error
-
-    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
-    assert type(error).__name__ in refusal(encoded("PNG"))
-
-
-def test_what_is_wrong_with_the_machine_is_not_said_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    for error in (MemoryError, KeyboardInterrupt):
-
-        def fail(image: object, error: type[BaseException] = error) -> None:
-            raise error
-
-        monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
-        with pytest.raises(error):
-            decode_rgb(encoded("PNG"))
-
-
-@pytest.mark.parametrize("size", [(10_001, 10_000), (20_000, 20_000), (2**31 - 1, 2**31 - 1)])
-def test_the_pixels_are_bounded_before_they_are_decoded(
-    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda image: pytest.fail("decoded it"))
-    assert refusal(png_header(*size)) == "has more than 100,000,000 pixels, the most that are decoded"
-
-
-def test_an_image_of_the_largest_size_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "MAX_PIXELS", 30)
-    assert decode_rgb(encoded("PNG")).size == (6, 5)
-    monkeypatch.setattr(files, "MAX_PIXELS", 29)
-    assert "has more than 29 pixels" in refusal(encoded("PNG"))
-
-
-def test_an_image_may_not_be_a_line() -> None:
-    assert decode_rgb(encoded("PNG", (1, MAX_ASPECT))).size == (1, MAX_ASPECT)
-    assert "has 1,001 x 1 pixels, and one side is over 1,000 times the other" in refusal(
-        encoded("PNG", (MAX_ASPECT + 1, 1))
-    )
+from patchsae.pipeline.images.files import LeftOut, Walk, image_files, read_file, reason
+from patchsae.storage.errors import UserError
 
 
 def test_addresses_and_line_breaks_are_taken_out_of_messages() -> None:
@@ -196,3 +77,75 @@ def test_the_size_of_a_file_is_bounded(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_folder_lists_regular_files_alone(no_file: Path) -> None:
     (no_file.parent / "sound.PNG").write_bytes(b"x")
     assert [path.name for path in image_files(no_file.parent)] == ["sound.PNG"]
+
+
+def test_absolute_paths_are_taken_out_of_messages() -> None:
+    assert reason(ValueError("cannot read '/home/someone/photos/1.jpg': it is no image/jpeg")) == (
+        "cannot read '1.jpg': it is no image/jpeg"
+    )
+    assert reason(RuntimeError("bad state 0x7ffe12 in /tmp/a/b")) == "RuntimeError: bad state in b"
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """A folder with two images, and what people's folders have beside images."""
+    folder = tmp_path / "photos"
+    for name in (
+        "a/1.jpg",
+        "a/deep/er/2.PNG",
+        ".git/x.jpg",
+        "a/.DS_Store",
+        "a/._1.jpg",
+        "a/Thumbs.db",
+        "a/3.heic",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    (folder / "all").symlink_to(folder)
+    (folder / "a" / "up").symlink_to("..")
+    (folder / "a" / "gone.jpg").symlink_to("nowhere.jpg")
+    return folder
+
+
+def test_hidden_files_and_linked_folders_are_left_out_and_told(odd: Path) -> None:
+    left_out = LeftOut()
+    assert Walk().images(odd, odd, left_out) == ["a/1.jpg", "a/deep/er/2.PNG"]
+    assert left_out.sentences() == [
+        "left out 3 hidden files and folders: .git, a/.DS_Store, a/._1.jpg (`hidden: true` looks at them)",
+        "left out 2 linked folders: all, a/up (`follow_links: true` follows them)",
+        "left out 1 link that leads nowhere: a/gone.jpg",
+        "left out 2 files that are no images of the formats that are read: 1 .heic, 1 .db",
+    ]
+
+
+def test_hidden_files_and_linked_folders_count_where_asked_for(odd: Path) -> None:
+    assert Walk(hidden=True).images(odd, odd, LeftOut()) == [
+        ".git/x.jpg", "a/._1.jpg", "a/1.jpg", "a/deep/er/2.PNG",
+    ]  # fmt: skip
+    other = odd.parent / "other"
+    (other / "b").mkdir(parents=True)
+    (other / "b" / "4.jpg").write_bytes(b"x")
+    (odd / "linked").symlink_to(other)
+    (other / "b" / "back").symlink_to(other)
+    found = Walk(follow_links=True).images(odd / "linked", odd, LeftOut())
+    assert found == ["linked/b/4.jpg"], "a link to a folder that contains it is not followed"
+
+
+def test_links_to_files_are_images(tmp_path: Path) -> None:
+    (tmp_path / "real").write_bytes(b"x")
+    (tmp_path / "1.jpg").symlink_to("real")
+    assert [path.name for path in image_files(tmp_path)] == ["1.jpg"]
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: object) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"folder .*: cannot be listed \(Permission denied\)"):
+        image_files(tmp_path)
+
+
+def test_names_are_shown_on_one_line() -> None:
+    assert files.names(["a\nb.jpg", "ü.jpg"]) == "a\\nb.jpg, ü.jpg"
+    assert files.names(["1", "2", "3", "4"]) == "1, 2, 3, ..."

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from patchsae.pipeline.images.datasets.image_folder import ImageFolderConfig
-from patchsae.pipeline.images.files import decode_rgb
+from patchsae.pipeline.images.pixels import decode_rgb
 from patchsae.storage.errors import UserError
 
 
@@ -55,7 +57,14 @@ def test_csv_may_give_two_classes_one_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,label,split\n", "no column `class_name`"),
+        ("path,split\n", "no column `class_name` and no `label`"),
+        ("file,label\n", "has no column `path`; there is `file`, `label`"),
+        ("path,path,label\n", "two columns `path`"),
+        ("\npath,label\n", "begins with an empty line"),
+        ("path,label,class_name,split\n", "lists no image"),
+        ("", "has no column `path`"),
+        ("path,class_name\na, b.jpg,cat\n", "line 2: has 3 cells and the first line 2; put quotes"),
+        ("path,class_name\na.jpg,\n", "line 2: has no `class_name`; the cell is empty"),
         ("path,label,class_name,split\na,x,n,train\n", "line 2: label `x`"),
         ("path,label,class_name,split\na,1,n,train\n", "absent|has no row"),
         ("path,label,class_name,split\na,0,n,train\nb,0,m,train\n", "line 3: label 0"),
@@ -79,18 +88,60 @@ def test_missing_folders_empty_classes_and_wrong_counts_are_named(tmp_path: Path
         ImageFolderConfig(root=str(tmp_path), n_images=2).build().records()
     with pytest.raises(UserError, match=r"splits\.train: .*no folder"):
         ImageFolderConfig(root=str(tmp_path), splits={"train": "nothing"}).build().records()
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="empty: has no images"):
+
+
+def test_fingerprint_sees_changes_and_places(tmp_path: Path) -> None:
+    save_image(tmp_path / "one" / "a" / "0.png")
+    before = ImageFolderConfig(root=str(tmp_path / "one")).build().fingerprint()
+    (tmp_path / "link").symlink_to("one")
+    assert ImageFolderConfig(root=str(tmp_path / "link")).build().fingerprint() == before
+    # Another folder of images of the same names, sizes and times is another dataset.
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    assert ImageFolderConfig(root=str(tmp_path / "two")).build().fingerprint() != before
+    save_image(tmp_path / "one" / "a" / "0.png", size=(30, 30))
+    assert ImageFolderConfig(root=str(tmp_path / "one")).build().fingerprint() != before
+
+
+def test_an_empty_class_folder_is_left_out_and_told(tmp_path: Path) -> None:
+    save_image(tmp_path / "b" / "0.png")
+    (tmp_path / "a").mkdir()
+    dataset = ImageFolderConfig(root=str(tmp_path)).build()
+    assert dataset.class_names() == ["b"]
+    assert [(r.label, r.class_name) for r in dataset.records()] == [(0, "b")]
+    assert dataset.remarks() == ("left out 1 class folder without an image: a",)
+    # A list of names is in the order of all folders, so an empty one keeps its place there.
+    named = ImageFolderConfig(root=str(tmp_path), class_names=("ape", "bear")).build()
+    assert [(r.label, r.class_name) for r in named.records()] == [(1, "bear")]
+
+
+def test_a_linked_class_folder_counts_only_if_asked_for(tmp_path: Path) -> None:
+    save_image(tmp_path / "a" / "0.png")
+    (tmp_path / "all").symlink_to(tmp_path)
+    save_image(tmp_path / "beside.png")
+    dataset = ImageFolderConfig(root=str(tmp_path)).build()
+    assert dataset.class_names() == ["a"]
+    assert dataset.remarks() == (
+        "left out 1 linked folder: all (`follow_links: true` follows them)",
+        "left out 1 image that lies beside the class folders: beside.png",
+    )
+    (tmp_path / "all").unlink()
+    save_image(tmp_path.parent / "elsewhere" / "1.png")
+    (tmp_path / "b").symlink_to(tmp_path.parent / "elsewhere")
+    followed = ImageFolderConfig(root=str(tmp_path), follow_links=True).build()
+    assert [record.source for record in followed.records()] == ["a/0.png", "b/1.png"]
+
+
+def test_images_without_class_folders_are_one_sentence(tmp_path: Path) -> None:
+    save_image(tmp_path / "0.png")
+    with pytest.raises(UserError, match=r"no images found in class folders.*1 image that lies beside"):
         ImageFolderConfig(root=str(tmp_path)).build().records()
 
 
-def test_fingerprint_sees_changes_and_not_moves(tmp_path: Path) -> None:
-    save_image(tmp_path / "one" / "a" / "0.png")
-    before = ImageFolderConfig(root=str(tmp_path / "one")).build().fingerprint()
-    (tmp_path / "one").rename(tmp_path / "two")
-    assert ImageFolderConfig(root=str(tmp_path / "two")).build().fingerprint() == before
-    save_image(tmp_path / "two" / "a" / "0.png", size=(30, 30))
-    assert ImageFolderConfig(root=str(tmp_path / "two")).build().fingerprint() != before
+@pytest.mark.parametrize("background", ["grey", "#12345", "", "white "])
+def test_a_background_is_a_colour(background: str) -> None:
+    with pytest.raises(ValidationError, match="choose white, black, none"):
+        ImageFolderConfig(root="x", background=background)
+    assert ImageFolderConfig(root="x", background="#FFFFFF") == ImageFolderConfig(root="x")
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "1"])
@@ -147,16 +198,83 @@ def test_a_hostile_csv_is_one_sentence(tmp_path: Path, data: bytes, message: str
     assert "\n" not in str(caught.value)
 
 
-def test_paths_that_lead_nowhere_have_a_fingerprint(tmp_path: Path) -> None:
-    save_image(tmp_path / "1.png")
+LISTED = "path,class_name,split\nx/1.png,cat,train\nx/ü 2.png,sea shore,test\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        LISTED.encode(),
+        LISTED.encode("utf-8-sig"),
+        LISTED.encode("utf-16"),
+        LISTED.replace("\n", "\r\n").encode(),
+        LISTED.replace("\n", "\r").encode(),
+        LISTED.replace(",", ";").encode("utf-8-sig"),
+        LISTED.replace(",", "\t").encode("utf-16"),
+        LISTED.replace(",", " , ").encode(),
+        LISTED.replace("x/ü 2.png", '"x/ü 2.png"').replace("path", '"Path"').encode(),
+        (LISTED + ",,\n\n").encode(),
+        LISTED.replace("\n", ",\n").replace("path", "path").encode(),
+        LISTED.replace("split\n", "split,note\n").replace("train\n", 'train,"a, note"\n').encode(),
+    ],
+    ids=[
+        "plain", "BOM", "UTF-16", "CRLF", "CR", "semicolons", "tabs in UTF-16", "spaces", "quotes", "empty rows",
+        "an empty column", "other columns",
+    ],
+)  # fmt: skip
+def test_a_csv_is_read_as_spreadsheets_save_it(tmp_path: Path, data: bytes) -> None:
+    listing = tmp_path / "list.csv"
+    listing.write_bytes(data)
+    dataset = ImageFolderConfig(root=str(tmp_path), csv=str(listing)).build()
+    assert dataset.class_names() == ["cat", "sea shore"]
+    assert [tuple(vars(record).values())[:4] for record in dataset.records()] == [
+        ("x/1.png", 0, "cat", "train"),
+        ("x/ü 2.png", 1, "sea shore", "test"),
+    ]
+
+
+def test_a_csv_may_leave_out_names_or_splits(tmp_path: Path) -> None:
+    listing = tmp_path / "list.csv"
+    listing.write_text("path,label\n" + "".join(f"{i}.png,{i % 2}\n" for i in range(10)))
+    dataset = ImageFolderConfig(root=str(tmp_path), csv=str(listing)).build()
+    assert dataset.class_names() == ["0", "1"]
+    splits = [(record.label, record.split) for record in dataset.records()]
+    assert sorted(splits) == sorted([(0, "train"), (1, "train")] * 4 + [(0, "test"), (1, "test")])
+    named = ImageFolderConfig(root=str(tmp_path), csv=str(listing), class_names=("cat", "dog")).build()
+    assert named.class_names() == ["cat", "dog"]
+
+
+def test_files_that_a_csv_lists_and_are_missing_are_an_error(tmp_path: Path) -> None:
+    save_image(tmp_path / "x" / "1.png")
     (tmp_path / "loop.png").symlink_to("loop.png")
     listing = tmp_path / "list.csv"
-    for path in ("missing.png", "1.png/inside", "a" * 300, "loop.png"):
-        listing.write_text(f"path,label,class_name,split\n1.png,0,n,train\n{path},0,n,test\n")
-        dataset = ImageFolderConfig(root=str(tmp_path), csv=str(listing)).build()
-        assert len(dataset.fingerprint()) == 64
-        with pytest.raises(OSError):
-            dataset.read(dataset.records()[1])
+    missing = ["a.png", "x/1.png/inside", "a" * 300, "loop.png", "e.png", "f.png"]
+    listing.write_text("path,class_name\nx/1.png,n\n" + "".join(f"{path},n\n" for path in missing))
+    dataset = ImageFolderConfig(root=str(tmp_path), csv=str(listing)).build()
+    with pytest.raises(UserError) as caught:
+        dataset.fingerprint()
+    assert str(caught.value) == (
+        f"csv {listing}: 6 files are not below {tmp_path}: {', '.join(sorted(missing)[:5])}, ... (of 7 that it lists)."
+    )
+    with pytest.raises(UserError, match="6 files are not below"):
+        dataset.config.source()
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"), [("x\\1.png", "write `/` between folders"), ("y/0.png", "relative to `root`")]
+)
+def test_paths_of_another_kind_are_recognised(tmp_path: Path, path: str, hint: str) -> None:
+    save_image(tmp_path / "x" / "1.png")
+    save_image(tmp_path / "0.png")
+    listing = tmp_path / "list.csv"
+    listing.write_text(f"path,class_name\n{path},n\n")
+    with pytest.raises(UserError, match=hint):
+        ImageFolderConfig(root=str(tmp_path), csv=str(listing)).build().fingerprint()
+
+
+def test_a_csv_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"csv .*nowhere.csv: cannot be read \(No such file"):
+        ImageFolderConfig(root=str(tmp_path), csv=str(tmp_path / "nowhere.csv")).build().records()
 
 
 def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:

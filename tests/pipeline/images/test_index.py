@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +131,7 @@ def test_hostile_files_are_listed_and_two_runs_write_the_same_bytes(
     sound = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     os.mkfifo(folder / "fifo.png")
     (folder / "link.png").symlink_to("/dev/zero")
-    none = ["fifo.png", "link.png", "dark", "missing.png"]
+    none = ["fifo.png", "link.png", "dark"]
     listing.write_text(
         "path,label,class_name,split\n" + "".join(f"{p},0,all,train\n" for p in [*sound, *none])
     )
@@ -138,8 +139,7 @@ def test_hostile_files_are_listed_and_two_runs_write_the_same_bytes(
     artifact = build_index(store, runtime, config)
     corrupt = {row["source"]: row["error"] for row in artifact.scan("corrupt_images").collect().to_dicts()}
     assert corrupt.keys() == {*(f"dark/{name}" for name in hostile), *none}
-    assert {corrupt[name] for name in none[:3]} == {"is no regular file"}
-    assert corrupt["missing.png"] == "No such file or directory"
+    assert {corrupt[name] for name in none} == {"is no regular file"}
     assert artifact.manifest.summary["n_images"] == 12
     again = build_index(Store(tmp_path / "other"), runtime, config)
     assert again.manifest.outputs == artifact.manifest.outputs
@@ -148,20 +148,102 @@ def test_hostile_files_are_listed_and_two_runs_write_the_same_bytes(
 def test_too_little_memory_is_not_said_of_the_image(
     store: Store, runtime: Runtime, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(data: bytes) -> None:
+    def fail(image: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("patchsae.pipeline.images.datasets.image_folder.decode_rgb", fail)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
     with pytest.raises(UserError, match=r"\.png: reading and decoding it needs more memory than is free"):
         build_index(store, runtime, ImageFolderConfig(root=str(folder)))
     assert not store.committed("index")
 
 
-def test_a_class_without_a_readable_image_is_refused(store: Store, runtime: Runtime, folder: Path) -> None:
+def test_a_class_without_a_readable_image_stops_nothing(store: Store, runtime: Runtime, folder: Path) -> None:
+    for path in (folder / "bright").iterdir():
+        path.write_bytes(b"")
+    artifact = build_index(store, runtime, ImageFolderConfig(root=str(folder)))
+    assert artifact.scan("classes").drop("artifact").collect().rows() == [(0, "bright", 0), (1, "dark", 6)]
+    assert artifact.scan("images").collect()["label"].unique().to_list() == [1]
+    assert index.remarks(artifact.manifest.summary) == [
+        "6 of 12 images cannot be read and were left out: bright/200.png, bright/201.png, bright/202.png, ... (the "
+        "table `corrupt_images` says why)",
+        "1 class has no image that can be read: bright",
+    ]
     for path in (folder / "dark").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"class `dark` \(label 1\) has no readable image"):
+    with pytest.raises(UserError, match=r"none of the 12 images can be read \(bright/200.png: is no image"):
         build_index(store, runtime, ImageFolderConfig(root=str(folder)))
+
+
+def test_equal_images_are_told(store: Store, runtime: Runtime, folder: Path) -> None:
+    plain = build_index(store, runtime, ImageFolderConfig(root=str(folder)))
+    assert index.remarks(plain.manifest.summary) == []
+    for split, name in (("a", "dark"), ("b", "dark"), ("b", "bright")):
+        (folder / split).mkdir(exist_ok=True)
+        (folder / split / name).mkdir()
+        shutil.copy(folder / "dark" / "1.png", folder / split / name / "same.png")
+        shutil.copy(
+            folder / "dark" / f"{2 if name == 'dark' else 3}.png", folder / split / name / "other.png"
+        )
+    shutil.copy(folder / "dark" / "3.png", folder / "b" / "bright" / "again.png")
+    config = ImageFolderConfig(root=str(folder), splits={"train": "a", "test": "b"})
+    artifact = build_index(store, runtime, config)
+    assert index.remarks(artifact.manifest.summary) == [
+        "2 images are in more than one split, byte for byte, so that what one split measures was seen in the other: "
+        "a/dark/other.png = b/dark/other.png, a/dark/same.png = b/bright/same.png = b/dark/same.png",
+        "1 image is in more than one class, byte for byte: a/dark/same.png = b/bright/same.png = b/dark/same.png",
+        "4 images are copies of another one, byte for byte: a/dark/other.png = b/dark/other.png, "
+        "a/dark/same.png = b/bright/same.png = b/dark/same.png, b/bright/again.png = b/bright/other.png",
+    ]
+    groups = artifact.scan("images").group_by("digest").len().collect()
+    assert sorted(groups["len"]) == [2, 2, 3]
+
+
+def turn(path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(path) as image:
+        image.save(path, exif=exif.tobytes())
+
+
+def identity_of_version_1(images: pl.DataFrame, names: list[str]) -> str:
+    """As version 1 of the stage computed it: without what was done to the pixels."""
+    rows = images.with_columns(treatment=pl.lit("")).to_dicts()
+    return index.content_identity(names, rows)
+
+
+def test_only_images_that_are_read_otherwise_change_the_identity(
+    store: Store, runtime: Runtime, folder: Path
+) -> None:
+    turn(folder / "dark" / "0.png", 1)  # An upright image that has the tag.
+    Image.new("RGBA", (9, 9), (1, 2, 3, 255)).save(folder / "dark" / "1.png")  # Opaque.
+    plain = build_index(store, runtime, ImageFolderConfig(root=str(folder)))
+    images = plain.scan("images").collect()
+    assert plain.identity == identity_of_version_1(images, ["bright", "dark"])
+    assert set(images["treatment"]) == {""}
+
+    turn(folder / "dark" / "2.png", 6)
+    Image.new("RGBA", (9, 9), (1, 2, 3, 4)).save(folder / "dark" / "3.png")
+    artifact = build_index(store, runtime, ImageFolderConfig(root=str(folder)))
+    images = artifact.scan("images").collect()
+    treated = (
+        images.filter(pl.col("treatment") != "")
+        .sort("source")
+        .select("source", "width", "height", "treatment")
+    )
+    assert treated.rows() == [
+        ("dark/2.png", 7, 3, "orientation 6"),
+        ("dark/3.png", 9, 9, "background white"),
+    ]
+    assert artifact.identity != identity_of_version_1(images, ["bright", "dark"])
+    assert index.remarks(artifact.manifest.summary) == [
+        "1 image is turned upright as the EXIF orientation says",
+        "1 image has transparent pixels, which are put on the `background`",
+    ]
+    as_before = ImageFolderConfig(root=str(folder), orientation="ignore", background="none")
+    old = build_index(store, runtime, as_before)
+    assert old.identity == identity_of_version_1(images, ["bright", "dark"])
+    black = build_index(store, runtime, ImageFolderConfig(root=str(folder), background="black"))
+    assert len({artifact.identity, old.identity, black.identity}) == 3
 
 
 def test_an_interrupted_index_inspects_only_what_is_missing(

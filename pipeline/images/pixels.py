@@ -1,0 +1,193 @@
+"""From the bytes of an image file to RGB pixels. Everything that looks at pixels reads them here.
+
+The files may come from anybody. What cannot be read raises OSError with a sentence that is the same in every
+run, since `index` writes it into its table of corrupt images. docs/images.md says what each kind of file becomes.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
+
+from patchsae.pipeline.images.files import FORMATS, reason
+
+MAX_PIXELS = 100_000_000
+"""Pixels of the largest image that is decoded. A file of 0.3 MB can hold 178 million pixels, which took 54
+seconds and 2.3 GB."""
+MAX_ASPECT = 1000
+"""How many times longer than its shorter side an image may be. Preprocessing scales the shorter side to that
+of the backbone, so that an image of 1 x 20,000 pixels would get a billion pixels."""
+
+# Pillow warns of images from 89 million pixels on. The bound above takes the place of that.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Its warnings of broken metadata name no file. An image that cannot be read is told of in the index.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what brings the stored pixels upright. 1 is upright."""
+_SIDEWAYS = (5, 6, 7, 8)
+_BROKEN_EXIF = (OSError, SyntaxError, ValueError, LookupError, TypeError, AttributeError, struct.error)
+"""What Pillow raises for EXIF data that are broken."""
+_LARGEST_16_BIT = 65535
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How pixels are read where a file leaves a choice.
+
+    `orientation`: turn the image as its EXIF tag says, or ignore the tag. `background`: `white`, `black` or
+    `#rrggbb`, on which transparent pixels are put; `none` drops the alpha channel.
+    """
+
+    orientation: Literal["exif", "ignore"] = "exif"
+    background: str = "white"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What `index` notes of an image.
+
+    `width` and `height` are those of the image as it is read, so after it was turned. `treatment` says what was
+    done to the stored pixels: `orientation 6`, `background white`, both with a comma, or nothing. It is part of
+    the identity of the images, since the same bytes may be read in two ways.
+    """
+
+    width: int
+    height: int
+    treatment: str = ""
+
+
+def decode_rgb(data: bytes, reading: Reading = Reading()) -> Image.Image:
+    """The first frame of an image file as 8-bit RGB.
+
+    Raises OSError if `data` is not in one of `FORMATS`, is larger than the bounds above, or is broken. Raises
+    MemoryError if the machine is too small, which says nothing about the image.
+    """
+    return _opened(data, lambda image: as_rgb(image, reading))
+
+
+def inspect(data: bytes, reading: Reading = Reading()) -> Facts:
+    """The facts of an image that `decode_rgb` can read. Raises what `decode_rgb` raises for any other.
+
+    A JPEG is decoded at an eighth of its size, in under a third of the time. Its entropy-coded data are read to
+    the end all the same, and a JPEG that cannot be decoded is one in which they, or the markers, are broken.
+    """
+    try:
+        return _opened(data, lambda image: _facts(image, reading, small=True))
+    except OSError:
+        # The verdict, and its words, are those of the whole image.
+        return _opened(data, lambda image: _facts(image, reading, small=False))
+
+
+def as_rgb(image: Image.Image, reading: Reading = Reading()) -> Image.Image:
+    """An image of Pillow as 8-bit RGB, turned and put on a background as `reading` says.
+
+    Raises OSError if its pixels are numbers without a defined black and white.
+    """
+    image.load()
+    orientation = _orientation(image, reading)
+    image = _eight_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if reading.background != "none":
+            colour = (*ImageColor.getrgb(reading.background)[:3], 255)
+            image = Image.alpha_composite(Image.new("RGBA", image.size, colour), image)
+    image = image.convert("RGB")
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _facts(image: Image.Image, reading: Reading, small: bool) -> Facts:
+    size = image.size
+    if small and image.format in ("JPEG", "MPO"):
+        image.draft(None, (1, 1))
+        image.load()
+    else:
+        image.load()
+        size = image.size  # Pillow turns a TIFF when it loads it.
+    orientation = _orientation(image, reading)
+    treatment = [f"orientation {orientation}"] if orientation in _TURNS else []
+    if _shows_background(_eight_bits(image), reading):
+        treatment.append(f"background {reading.background}")
+    width, height = reversed(size) if orientation in _SIDEWAYS else size
+    return Facts(width, height, ", ".join(treatment))
+
+
+def _shows_background(image: Image.Image, reading: Reading) -> bool:
+    """Whether a pixel of the image is not opaque, so that the background shows."""
+    if reading.background == "none" or not image.has_transparency_data:
+        return False
+    lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
+    return lowest != 255
+
+
+def _opened(data: bytes, use: Callable[[Image.Image], T]) -> T:
+    """What `use` makes of an image file. Raises OSError if it cannot be read, as `decode_rgb` says."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(*image.size)
+            return use(image)
+    except UnidentifiedImageError:
+        raise OSError(f"is no image of the formats that are read ({', '.join(FORMATS)})") from None
+    except Image.DecompressionBombError:
+        raise OSError(_too_large()) from None
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Pillow's decoders raise whatever a broken file leads them to: OSError, SyntaxError, ValueError,
+        # KeyError, struct.error, NotImplementedError, and others from version to version.
+        raise OSError(reason(error)) from error
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise OSError(_too_large())
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise OSError(
+            f"has {width:,} x {height:,} pixels, and one side is over {MAX_ASPECT:,} times the other"
+        )
+
+
+def _too_large() -> str:
+    return f"has more than {MAX_PIXELS:,} pixels, the most that are decoded"
+
+
+def _orientation(image: Image.Image, reading: Reading) -> int | None:
+    """The image's EXIF orientation; None if it has none, or one that cannot be read."""
+    if reading.orientation == "ignore":
+        return None
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation)
+    except _BROKEN_EXIF:
+        return None  # The pixels are sound, and are shown as they are stored.
+    return found if isinstance(found, int) else None
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image, or 16-bit grey as 8-bit grey: 0 becomes 0, and 65,535 becomes 255.
+
+    Pillow reads colours of 16 bits as 8 itself. Raises OSError for pixels without a defined black and white.
+    """
+    if image.mode == "F":
+        raise OSError("has floating-point pixels, which have no defined white; save it with 8 or 16 bits")
+    if not image.mode.startswith("I"):
+        return image
+    grey = np.asarray(image).astype(np.int64)
+    if grey.size and (grey.min() < 0 or grey.max() > _LARGEST_16_BIT):
+        raise OSError("has grey values outside 0 to 65,535; save it with 8 or 16 bits")
+    return Image.fromarray((grey // 257).astype(np.uint8))
