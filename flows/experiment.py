@@ -8,6 +8,7 @@ from pathlib import Path
 from prefect import flow
 from prefect.runtime import flow_run
 
+from patchsae.flows.dead_runs import marked_alive
 from patchsae.flows.map_parts import DaskParts
 from patchsae.flows.resources import ResourcesModel, check_resources, resources_of
 from patchsae.flows.result_storage import Reference, StoreView
@@ -64,7 +65,7 @@ def run_nodes(work: Work, resources: Resources) -> dict[str, Reference]:
     The task of a cached node is called too, so that Prefect shows the node as `Cached`.
     """
     built: set[str | None] = set()
-    with stages_in_log(), DaskParts(resources.dask) as map_parts:
+    with stages_in_log(), marked_alive(work.store), DaskParts(resources.dask) as map_parts:
         runtime = Runtime.here(resources, reporter=reporter(), map_parts=map_parts)
         return {
             group.first.node.address: _run(work, group, runtime, built) for group in groups(work, runtime)

@@ -8,28 +8,20 @@ exactly if the artifact was there.
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from prefect import Task, task
 from prefect.artifacts import create_table_artifact
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.concurrency.sync import concurrency
 from prefect.context import TaskRunContext
-from prefect.exceptions import ObjectNotFound
 
+from patchsae.flows.gpu_slot import gpu_slot
 from patchsae.flows.result_storage import PLAIN_JSON, Reference, record_name
 from patchsae.flows.run_log import logging_to_this_run
-from patchsae.flows.server import has_lasting_server
 from patchsae.pipeline.core.text import number
-from patchsae.pipeline.experiment.kinds import STAGES
 from patchsae.storage.artifacts import Artifact
-from patchsae.storage.errors import UserError
-
-GPU_LIMIT = "gpu"
 
 
 class Build:
@@ -85,26 +77,3 @@ def run_stage(experiment: str, address: str, stage: str, key: str, device: str, 
 def slug(text: str) -> str:
     """`text` as a name that Prefect accepts for an artifact: lower-case letters, digits and single dashes."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
-@contextlib.contextmanager
-def gpu_slot(stage: str, device: str) -> Iterator[None]:
-    """Holds the GPU's place on a server that several runs share, so that one run at a time uses the GPU.
-
-    It does nothing on a CPU, for a stage that uses no GPU, and with a temporary server. Raises UserError if
-    the server has no concurrency limit `gpu`.
-    """
-    if not device.startswith("cuda") or not STAGES[stage].uses_gpu or not has_lasting_server():
-        yield
-        return
-    with get_client(sync_client=True) as client:
-        try:
-            client.read_global_concurrency_limit_by_name(GPU_LIMIT)
-        except ObjectNotFound:
-            raise UserError(
-                f"the Prefect server has no concurrency limit `{GPU_LIMIT}`, so two runs could share a GPU; "
-                f"create it with `prefect gcl create {GPU_LIMIT} --limit 1`."
-            ) from None
-    # A server that does not answer for a moment must not end hours of training.
-    with concurrency(GPU_LIMIT, occupy=1, strict=True, raise_on_lease_renewal_failure=False):
-        yield

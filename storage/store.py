@@ -4,7 +4,8 @@ Layout of a store:
 
     <stage>/<first 16 digits of the key>/    manifest.json, ledger/, tables/, activations.zarr/, ...
     <stage>/.<the same>.rebuild/             an artifact that is built again, until it takes the old one's place
-    locks/                                   lock files, two per artifact: for its builder and its readers
+    locks/                                   lock files, two per artifact: for its builder and its readers;
+                                             the marks of runs (`run_marks.py`)
     experiments/<name>.json                  the record of an experiment: its configs and its artifacts
     logs/<name>-<date>-<time>.log            what a run of the command line did, for people to read
 
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from patchsae.storage import checkpoints, run_logs, scratch
+from patchsae.storage import checkpoints, run_logs, run_marks, scratch
 from patchsae.storage.artifacts import Artifact, Builder
 from patchsae.storage.atomic import (
     exchange,
@@ -44,6 +45,7 @@ from patchsae.storage.locks import Busy, allow_open_files, lock, refuse
 from patchsae.storage.manifest import FILE as MANIFEST
 from patchsae.storage.manifest import KEY_DIGITS, Manifest, Summary
 from patchsae.storage.records import Records
+from patchsae.storage.run_marks import RunMarks
 
 _LOCKS, _EXPERIMENTS, _LOGS = "locks", "experiments", "logs"
 _NO_STAGES = (_LOCKS, _EXPERIMENTS, _LOGS)
@@ -404,6 +406,10 @@ class Store:
         """A new log file for a run of the experiment `name`, see `run_logs`. Raises OSError if it cannot be made."""
         return run_logs.open_log(self.root / _LOGS, name)
 
+    @property
+    def run_marks(self) -> RunMarks:
+        return RunMarks(self.root / _LOCKS)
+
     def sweep(self) -> None:
         """Deletes lock files that no artifact needs and nobody holds, and temporary files of records.
 
@@ -413,7 +419,9 @@ class Store:
             self._lock(artifact, kind).name for artifact, _ in self.artifacts() for kind in (_BUILD, _READ)
         }
         for path in (self.root / _LOCKS).glob("*"):
-            if path.name not in needed and path.name != Records.LOCK:
+            # What a killed run left is for the next run, which tells the server.
+            is_needed = path.name in needed or path.name == Records.LOCK or path.suffix == run_marks.SUFFIX
+            if not is_needed:
                 with contextlib.suppress(Busy), lock(path, refuse):
                     path.unlink(missing_ok=True)
         remove_temporaries(self.root / _EXPERIMENTS)

@@ -16,17 +16,15 @@ import psutil
 import pytest
 from distributed import LocalCluster
 from prefect import tags
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 
 from patchsae.flows.experiment import experiment
 from patchsae.flows.map_parts import DaskParts
-from patchsae.flows.stage_task import Build, gpu_slot, run_stage, slug
+from patchsae.flows.stage_task import Build, run_stage, slug
 from patchsae.pipeline.core.graph import Node
 from patchsae.pipeline.core.stage import PartStage, Runtime
 from patchsae.pipeline.experiment.experiment import parse
 from patchsae.storage.artifacts import Artifact
-from patchsae.storage.errors import UserError
 from patchsae.storage.store import Store
 from tests.support.prefect_server import ADDRESSES, ROOT, Server, quiet_environment, task_states
 
@@ -182,16 +180,6 @@ def test_only_the_environment_is_tried_again(
             build=Build(fail),
         )
     assert len(calls) == n_calls
-
-
-def test_the_gpu_is_shared_only_where_there_is_a_limit(in_server: Server) -> None:
-    with gpu_slot("train", "cpu"), gpu_slot("index", "cuda"):
-        pass
-    with pytest.raises(UserError, match="prefect gcl create gpu --limit 1"), gpu_slot("train", "cuda"):
-        pass
-    in_server.run("prefect", "gcl", "create", "gpu", "--limit", "1")
-    with gpu_slot("train", "cuda"), get_client(sync_client=True) as client:
-        assert client.read_global_concurrency_limit_by_name("gpu").active_slots == 1
 
 
 def test_a_scheduler_of_ones_own_and_a_part_that_fails(in_server: Server, store: Store, little: Path) -> None:
