@@ -8,8 +8,9 @@ Shapes: B images, T tokens per image, d channels at the hook, E embedding, C cla
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol, Self
 
 import torch
@@ -45,8 +46,16 @@ class Outline:
     """The tokens of an image at the hook."""
     image_size: tuple[int, int]
     """(height, width) in pixels."""
-    n_parameters: int | None = None
-    """Of both towers. None if it is not known."""
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
+    """Name -> shape of the tensors in `Backbone.state`. Those of the image tower alone if a text tower's would
+    have to be fetched."""
+
+    @property
+    def n_parameters(self) -> int | None:
+        """The numbers in the tensors of both towers. None if it is not known."""
+        if "logit_scale" not in self.shapes:
+            return None
+        return sum(math.prod(shape) for shape in self.shapes.values())
 
 
 class Backbone(Protocol):

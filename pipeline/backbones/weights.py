@@ -28,9 +28,20 @@ def state_digest(state: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+# Settings that earlier versions did not digest. Artifacts of these have a digest without them.
+_ADDED = ("activation",)
+
+
 def identity_of(backbone: Backbone) -> str:
     """sha256 over the digest of the weights and the backbone's `settings`."""
-    return digest_json({"state": state_digest(backbone.state()), "settings": backbone.settings})
+    return _identities(backbone)[0]
+
+
+def _identities(backbone: Backbone) -> list[str]:
+    """The identity of the backbone, and the one that earlier versions gave it."""
+    state, now = state_digest(backbone.state()), backbone.settings
+    earlier = {name: value for name, value in now.items() if name not in _ADDED}
+    return [digest_json({"state": state, "settings": settings}) for settings in (now, earlier)]
 
 
 def _run(config: BackboneConfig, inputs: Inputs, out: Builder, runtime: Runtime) -> Summary:
@@ -55,10 +66,10 @@ def load_backbone(config: BackboneConfig, inputs: Inputs, device: str) -> Backbo
     Raises UserError if its weights no longer match the digest of the `weights` artifact.
     """
     backbone = config.build(inputs)
-    found, expected = identity_of(backbone), inputs["weights"].identity
-    if found != expected:
+    found, expected = _identities(backbone), inputs["weights"].identity
+    if expected not in found:
         raise UserError(
-            f"the backbone's weights have the digest {found[:16]}, not {expected[:16]} as when they were first "
+            f"the backbone's weights have the digest {found[0][:16]}, not {expected[:16]} as when they were first "
             "read; put the old file back, or run again to use the new weights."
         )
     return backbone.to(device)

@@ -56,6 +56,16 @@ def pretrained_tags(model: str) -> list[str]:
     return list(_module("pretrained").list_pretrained_tags_by_model(model))
 
 
+def pretrained_tag(model: str, tag: str) -> dict[str, Any]:
+    """What is known of published weights: where they are, their preprocessing, and `quick_gelu`."""
+    return dict(_module("pretrained").get_pretrained_cfg(model, tag))
+
+
+def fetch_pretrained(model: str, tag: str) -> Path:
+    """The file of published weights, which is downloaded once. Raises what the download raises."""
+    return Path(_module("pretrained").download_pretrained(pretrained_tag(model, tag)))
+
+
 def imagenet_class_names() -> list[str]:
     """The 1,000 class names of CLIP's ImageNet evaluation, in the order of the WordNet ids."""
     return list(_module("zero_shot_metadata").IMAGENET_CLASSNAMES)

@@ -18,6 +18,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; there is {shown}."
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 200 characters; its type if it has no message."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))[:200]
+
+
 def size(n_bytes: int | None) -> str:
     """A number of bytes with a decimal unit (kB, MB, ...); `?` for None."""
     return "?" if n_bytes is None else decimal(n_bytes)

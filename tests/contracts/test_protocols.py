@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from patchsae.pipeline.backbones.backbone import Backbone, BackboneConfig
+from patchsae.pipeline.backbones.backbone import Backbone, BackboneConfig, Outline
 from patchsae.pipeline.core.stage import Inputs, Runtime
 from patchsae.pipeline.evaluations.kinds.masking import MaskingConfig
 from patchsae.pipeline.evaluations.kinds.reconstruction import ReconstructionConfig
@@ -69,6 +69,10 @@ class FakeBackboneConfig(BackboneConfig):
 
     def fingerprint(self) -> str:
         return "fake"
+
+    def outline(self) -> Outline:
+        fake = FakeBackbone
+        return Outline(fake.n_blocks, fake.width, fake.layout, fake.image_size)
 
     def build(self, inputs: Inputs) -> Backbone:
         return FakeBackbone()

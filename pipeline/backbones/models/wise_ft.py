@@ -7,12 +7,13 @@ itself.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, PrivateAttr
-from safetensors import SafetensorError
+from torch import Tensor
 
 from patchsae.pipeline.backbones.backbone import (
     Backbone,
@@ -21,10 +22,11 @@ from patchsae.pipeline.backbones.backbone import (
     ExtractConfig,
     Outline,
 )
-from patchsae.pipeline.backbones.models.open_clip import check_checkpoint, file_fingerprint
+from patchsae.pipeline.backbones.checkpoints.check import header
+from patchsae.pipeline.backbones.checkpoints.convert import to_open_clip
+from patchsae.pipeline.backbones.checkpoints.read import file_fingerprint, read_state
 from patchsae.pipeline.core.config import BackboneName, Location
 from patchsae.pipeline.core.stage import Inputs
-from patchsae.pipeline.core.tensors import BROKEN, check_dense
 from patchsae.storage.errors import UserError
 
 
@@ -64,20 +66,11 @@ class WiseFtConfig(BackboneConfig):
         return {"checkpoint": str(self._path().absolute())}
 
     def build(self, inputs: Inputs) -> Backbone:
-        self.fingerprint()
-        assert self._base is not None, "a wise_ft backbone is built as the experiment resolved it"
+        self.outline()
         nested = {role.removeprefix("base "): artifact for role, artifact in inputs.items() if role != "base"}
-        backbone = self._base.build(nested)
-        state, tuned = backbone.state(), self._tuned()
-        for name, tensor in tuned.items():
-            if name not in state:
-                raise UserError(f"{self._where()}: has a tensor `{name}`, which `{self.backbone}` has not.")
-            check_dense(tensor, name, self._where())
-            if state[name].shape != tensor.shape:
-                raise UserError(
-                    f"{self._where()}: `{name}` is {tuple(tensor.shape)}, but {tuple(state[name].shape)} in "
-                    f"`{self.backbone}`; give a checkpoint of the same model."
-                )
+        backbone = self._resolved_base().build(nested)
+        state, tuned = backbone.state(), to_open_clip(read_state(self._path()), self._where())
+        self._check(tuned, {name: tuple(tensor.shape) for name, tensor in state.items()})
         with torch.no_grad():
             for name, tensor in tuned.items():
                 if state[name].is_floating_point():
@@ -86,21 +79,29 @@ class WiseFtConfig(BackboneConfig):
         return backbone
 
     def outline(self) -> Outline:
-        self.fingerprint()
+        fingerprint = self.fingerprint()
+        outline = self._resolved_base().outline()
+        self._check(header(self._path(), fingerprint), outline.shapes)
+        return outline
+
+    def _check(self, tuned: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raises UserError if a tensor of the checkpoint is not one of the base's, whose shapes are given."""
+        is_whole = "logit_scale" in shapes
+        for name, tensor in tuned.items():
+            if name not in shapes and (is_whole or name.startswith("visual.")):
+                raise UserError(f"{self._where()}: has a tensor `{name}`, which `{self.backbone}` has not.")
+            if name in shapes and shapes[name] != tuple(tensor.shape):
+                raise UserError(
+                    f"{self._where()}: `{name}` is {tuple(tensor.shape)}, but {shapes[name]} in "
+                    f"`{self.backbone}`; give a checkpoint of the same model."
+                )
+
+    def _resolved_base(self) -> BackboneConfig:
         assert self._base is not None, "a wise_ft backbone is built as the experiment resolved it"
-        return self._base.outline()
+        return self._base
 
     def _path(self) -> Path:
         return Path(self.checkpoint).expanduser()
 
     def _where(self) -> str:
         return f"checkpoint {self.checkpoint}"
-
-    def _tuned(self) -> dict[str, Any]:
-        from open_clip.factory import load_state_dict
-
-        try:
-            check_checkpoint(self._path())
-            return dict(load_state_dict(str(self._path()), weights_only=True))
-        except (*BROKEN, OSError, SafetensorError) as error:
-            raise UserError(f"{self._where()}: cannot be read as a state dict ({error}).") from error

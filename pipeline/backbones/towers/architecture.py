@@ -1,4 +1,4 @@
-"""What open_clip's description of an architecture tells of the image tower, without importing open_clip."""
+"""What open_clip's description of an architecture tells of a model, before there are weights."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from patchsae.pipeline.backbones.backbone import ExtractConfig, Outline, resolve_block
+from patchsae.pipeline.backbones.towers.shapes import Shapes, is_plain, pair, plain_shapes
 from patchsae.storage.errors import UserError
 from patchsae.storage.tokens import TokenLayout
 
@@ -13,27 +14,44 @@ from patchsae.storage.tokens import TokenLayout
 def outline_of(architecture: Mapping[str, Any], extract: ExtractConfig, name: str) -> Outline:
     """The outline of the model that open_clip builds from `architecture` (one of its JSON files).
 
-    Raises UserError if its image tower cannot be cut, or has no block `extract.hook_block`.
+    open_clip is imported only for models that are not `is_plain`. Raises UserError if the image tower cannot
+    be cut, or has no block `extract.hook_block`.
     """
     vision = architecture["vision_cfg"]
-    if "timm_model_name" in vision:
-        raise cannot_cut(name, "TimmModel")
-    n_blocks = vision.get("layers", 12)
-    if not isinstance(n_blocks, int):
+    if isinstance(vision.get("layers"), list):
         raise cannot_cut(name, "ModifiedResNet")
+    image_size = pair(vision.get("image_size", 224))
+    if is_plain(architecture):
+        rows, columns = pair(vision.get("patch_size", 16))
+        layout = TokenLayout(1, (image_size[0] // rows, image_size[1] // columns))
+        n_blocks, width = vision.get("layers", 12), vision.get("width", 768)
+        shapes = plain_shapes(architecture)
+    else:
+        n_blocks, width, layout, shapes = _of_open_clip(architecture, name)
     resolve_block(extract.hook_block, n_blocks)
-    image_size, patch_size = _pair(vision.get("image_size", 224)), _pair(vision.get("patch_size", 16))
-    grid = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
-    return Outline(n_blocks, vision.get("width", 768), TokenLayout(1, grid), image_size)
+    return Outline(n_blocks, width, layout, image_size, shapes)
+
+
+def _of_open_clip(architecture: Mapping[str, Any], name: str) -> tuple[int, int, TokenLayout, Shapes]:
+    """(blocks, width, layout, shapes) of the model that open_clip makes, without memory for its weights."""
+    from patchsae.pipeline.backbones.towers import timm_vit, vit
+    from patchsae.pipeline.backbones.towers.make import outline_model
+
+    model = outline_model(architecture)
+    tower = timm_vit if hasattr(model.visual, "trunk") else vit
+    layout = tower.layout_of(model.visual, name)
+    blocks, width = tower.blocks_of(model.visual)
+    return (
+        len(blocks),
+        width,
+        layout,
+        {one: tuple(tensor.shape) for one, tensor in model.state_dict().items()},
+    )
 
 
 def cannot_cut(name: str, tower: str) -> UserError:
     """The error for a model whose image tower, of the class `tower`, has no blocks to cut it at."""
     return UserError(
-        f"backbone {name}: its image tower is a {tower}, and only open_clip's own ViTs can be cut at a block; "
-        "choose a model such as ViT-B-16."
+        f"backbone {name}: its image tower is a {tower}, and only vision transformers can be cut at a block; "
+        "choose a model such as ViT-B-16 (docs/models.md lists them)."
     )
-
-
-def _pair(size: int | list[int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -1,6 +1,4 @@
-"""`ClipVit`: a CLIP of open_clip whose image tower is a VisionTransformer, cut at the hook.
-
-The kinds `open_clip` and `shapes_clip` build it.
+"""`ClipVit`: a CLIP of open_clip whose image tower is open_clip's own VisionTransformer, cut at the hook.
 
 Shapes: B images, T tokens, d channels at the hook, E embedding.
 """
@@ -15,14 +13,14 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from PIL import Image
 from torch import Tensor, nn
 
-from patchsae.pipeline.backbones.backbone import ExtractConfig, as_dtype, resolve_block
+from patchsae.pipeline.backbones.backbone import ExtractConfig
 from patchsae.pipeline.backbones.towers.architecture import cannot_cut
-from patchsae.pipeline.backbones.towers.prompts import class_embeddings
+from patchsae.pipeline.backbones.towers.clip import CutClip
 from patchsae.storage.tokens import TokenLayout
 
 
-class ClipVit:
-    """Implements `Backbone`. `tail(head(images))` equals `model.encode_image(images)`."""
+class ClipVit(CutClip):
+    """Implements `Backbone`. The kinds `open_clip` and `shapes_clip` build it."""
 
     def __init__(
         self,
@@ -33,34 +31,10 @@ class ClipVit:
         name: str,
         settings: dict[str, Any],
     ) -> None:
-        visual = model.visual
-        if not isinstance(visual, VisionTransformer) or not visual.transformer.batch_first:
-            raise cannot_cut(name, type(visual).__name__)
-        self.model: Any = model.eval().requires_grad_(False)
-        self.visual = visual
-        self.preprocess = preprocess
-        self.tokenizer = tokenizer
-        self.settings = settings
-        self.blocks: list[nn.Module] = list(visual.transformer.resblocks)
-        self.n_blocks = len(self.blocks)
-        self.hook_block = resolve_block(extract.hook_block, self.n_blocks)
-        self.width: int = visual.positional_embedding.shape[1]
-        rows, columns = visual.grid_size
-        n_prefix = visual.positional_embedding.shape[0] - rows * columns
-        self.layout = TokenLayout(n_prefix, (rows, columns))
-        self.image_size: tuple[int, int] = tuple(visual.image_size)
-        self.logit_scale = float(model.logit_scale.detach().exp())
-        self.dtype = as_dtype(extract.precision)
-        self.device = "cpu"
-
-    def to(self, device: str) -> ClipVit:
-        """Moves the model and casts it to the precision of the forward pass. Digest `state` before."""
-        self.model.to(device=device, dtype=self.dtype)
-        self.device = device
-        return self
-
-    def state(self) -> dict[str, Tensor]:
-        return dict(self.model.state_dict())
+        self.layout = layout_of(model.visual, name)
+        blocks, self.width = blocks_of(model.visual)
+        super().__init__(model, blocks, preprocess, tokenizer, extract, settings)
+        self.image_size: tuple[int, int] = tuple(model.visual.image_size)
 
     def head(self, images: Tensor) -> Tensor:
         """[B, 3, h, w] -> float32 [B, T, d]. The blocks after the hook are not run."""
@@ -98,13 +72,18 @@ class ClipVit:
     def _pools_class_token(self) -> bool:
         return self.visual.attn_pool is None and self.visual.pool_type == "tok"
 
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        tokens = self.tokenizer(list(texts)).to(self.device)
-        features: Tensor = self.model.encode_text(tokens)
-        return features.float()
 
-    def class_embeddings(self, names: Sequence[str], templates: Sequence[str], renormalise: bool) -> Tensor:
-        return class_embeddings(self.encode_text, names, templates, renormalise)
+def blocks_of(visual: VisionTransformer) -> tuple[list[nn.Module], int]:
+    """The blocks of the tower, and its width."""
+    return list(visual.transformer.resblocks), visual.positional_embedding.shape[1]
+
+
+def layout_of(visual: Any, name: str) -> TokenLayout:
+    """The tokens of an image. Raises UserError if the tower cannot be cut."""
+    if not isinstance(visual, VisionTransformer) or not visual.transformer.batch_first:
+        raise cannot_cut(name, type(visual).__name__)
+    rows, columns = visual.grid_size
+    return TokenLayout(visual.positional_embedding.shape[0] - rows * columns, (rows, columns))
 
 
 def _class_token_of(block: Any, x: Tensor) -> Tensor:
