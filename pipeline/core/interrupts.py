@@ -1,8 +1,9 @@
-"""`deferred_signals`, with which a loop takes its step to the end when the process is asked to end.
+"""`deferred_signals`, with which a loop comes to a state it can go on from when the process is asked to end.
 
 Ctrl-C (SIGINT) raises KeyboardInterrupt wherever the program is, also in the middle of a training step, when
 some weights are updated and others are not. SIGTERM (a scheduler) and SIGHUP (a closed terminal) end the
-process on the spot. A loop that defers them can write down where it is before the process ends.
+process on the spot. A loop that defers them can write down where it is before the process ends. A step may
+take a minute, so long computations call `leave_if_asked`, by which `abandonable` steps end early.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -24,6 +26,33 @@ class Deferred:
     """The signal that asked the process to end, or None; `deferred_signals` sets it."""
 
     signal: int | None = None
+
+
+class Abandoned(Exception):
+    """Raised by `leave_if_asked` inside a step that is given up."""
+
+
+_abandonable: ContextVar[Deferred | None] = ContextVar("abandonable", default=None)
+
+
+@contextlib.contextmanager
+def abandonable(deferred: Deferred) -> Iterator[None]:
+    """Inside the block, `leave_if_asked` raises Abandoned once `deferred` has a signal."""
+    token = _abandonable.set(deferred)
+    try:
+        yield
+    finally:
+        _abandonable.reset(token)
+
+
+def leave_if_asked() -> None:
+    """Raises Abandoned if the process was asked to end and the present step may be given up.
+
+    Products of many tokens call it, each of which takes about a second at most.
+    """
+    deferred = _abandonable.get()
+    if deferred is not None and deferred.signal is not None:
+        raise Abandoned
 
 
 @contextlib.contextmanager

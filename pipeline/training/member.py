@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from patchsae.pipeline.core.interrupts import Abandoned
 from patchsae.pipeline.saes.quality import Reconstruction
 from patchsae.pipeline.saes.sae import Sae
 from patchsae.pipeline.training.adam import Adam
 from patchsae.pipeline.training.metrics import TRAINING
 from patchsae.pipeline.training.objective import Objective, TrainedSaeConfig
+from patchsae.pipeline.training.parameters import BEGUN
 from patchsae.pipeline.training.process_group import Ranks
 from patchsae.pipeline.training.writers import MetricWriter
 from patchsae.storage.artifacts import Builder
@@ -85,12 +87,19 @@ class Member:
     def take_step(self, x: Tensor, token: Tensor) -> None:
         """Takes one optimiser step on this rank's tokens x [n, d]; `token` [n] are their places in images.
 
-        If the loss is not finite, it sets `failure` and Adam makes no update.
+        If the loss is not finite, it sets `failure` and Adam makes no update. Raises Abandoned, with everything
+        as it was but the beginning of the step, if the process is asked to end and this thread allows it.
         """
         if self.scale != 1:
             x = x * self.scale
         lr = learning_rate(self.config, self.step)
-        found = self.objective.gradients(x, token)
+        before = {name: tensor.clone() for name, tensor in self.objective.state.items() if name != BEGUN}
+        try:
+            found = self.objective.gradients(x, token)
+        except Abandoned:
+            for name, tensor in before.items():
+                self.objective.state[name].copy_(tensor)
+            raise
         parts = torch.tensor(
             [found.reconstruction, found.penalty, found.auxiliary, found.l1_norm, found.l0],
             dtype=torch.float64,
@@ -165,8 +174,10 @@ class Member:
         checkpoint = self.out.checkpoints.latest()
         if checkpoint is None:
             return
+        # Checkpoints of earlier versions were all written between two steps.
+        arrays = {f"state.{BEGUN}": np.zeros(1, np.uint8), **checkpoint.arrays}
         expected = {name: tuple(tensor.shape) for name, tensor in self._tensors().items()}
-        found = {n: a.shape for n, a in checkpoint.arrays.items() if not n.startswith("row.")}
+        found = {n: a.shape for n, a in arrays.items() if not n.startswith("row.")}
         if found != expected:
             name = min(n for n in {*found, *expected} if found.get(n) != expected.get(n))
             raise UserError(
@@ -176,7 +187,7 @@ class Member:
             )
         for name, tensor in self._tensors().items():
             # Copied into memory that torch aligned: kernels may sum in another order at another alignment.
-            tensor.copy_(torch.from_numpy(checkpoint.arrays[name]))
+            tensor.copy_(torch.from_numpy(arrays[name]))
         self.step = checkpoint.step
         columns = {c.name: checkpoint.arrays[f"row.{c.name}"].tolist() for c in TRAINING.columns}
         self.rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

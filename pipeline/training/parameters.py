@@ -14,6 +14,8 @@ from patchsae.pipeline.saes.sparse.latents import Latents
 from patchsae.pipeline.training.initialisation import normalise_rows_
 from patchsae.pipeline.training.process_group import Ranks
 
+BEGUN = "begun"
+
 
 class Autoencoder:
     """The weights under training, their gradients, and which latents are dead.
@@ -49,7 +51,14 @@ class Autoencoder:
         # smallest one, and checkpoints keep it.
         everyone = ranks.gather(torch.tensor([max_density], dtype=torch.float64, device=device))
         self.max_density = everyone.min().cpu().reshape(1)
-        self.state = {"steps_since_fired": self.steps_since_fired, "max_density": self.max_density}
+        # [1]: 1 between `begin` and `finish`, when decoder rows have norm 1 already. Scaling them twice would change
+        # their last bits, so a step that was abandoned begins without it when it is taken again.
+        self.begun = torch.zeros(1, dtype=torch.uint8)
+        self.state = {
+            "steps_since_fired": self.steps_since_fired,
+            "max_density": self.max_density,
+            BEGUN: self.begun,
+        }
         self.dead_feature_window = dead_feature_window
         self.ranks = ranks
         # The buffers are kept from step to step, because allocating them costs as much time as filling them.
@@ -62,7 +71,9 @@ class Autoencoder:
 
     def begin(self) -> None:
         """Starts a step: scales decoder rows to norm 1 and forgets the gradients of the step before."""
-        normalise_rows_(self.W_dec)
+        if not self.begun.item():
+            normalise_rows_(self.W_dec)
+        self.begun.fill_(1)
         self._begun.clear()
 
     def _grad_of(self, name: str) -> tuple[Tensor, bool]:
@@ -111,6 +122,7 @@ class Autoencoder:
         forgotten = self.parameters.keys() - self._begun
         if forgotten:
             raise ValueError(f"no gradient of {', '.join(sorted(forgotten))}")
+        self.begun.zero_()
         self.steps_since_fired.add_(1).masked_fill_(self.ranks.any_(fired), 0)
         grad = self.grad["W_dec"]
         # Spec 2.5: from the gradient g of each decoder row w, its component along w is subtracted.

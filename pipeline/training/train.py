@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from patchsae.pipeline.activations.stream import Batch, Stream
-from patchsae.pipeline.core.interrupts import deferred_signals
+from patchsae.pipeline.core.interrupts import Abandoned, abandonable, deferred_signals
 from patchsae.pipeline.core.prefetch import prefetch
 from patchsae.pipeline.core.stage import Inputs, Runtime, Stage, Upstream
 from patchsae.pipeline.images.tables import split_range
@@ -107,8 +107,9 @@ def train(members: Sequence[Member], stream: Stream, runtime: Runtime, ranks: Ra
 
     All ranks decide alike. Only rank 0 writes, and nothing that another rank does depends on what it writes.
 
-    SIGINT, SIGTERM and SIGHUP end it after the present step, with a checkpoint of every SAE: in the middle of
-    a step, some weights are updated and others are not. Once it has ended, the signal has its usual effect.
+    SIGINT, SIGTERM and SIGHUP end it with a checkpoint of every SAE; then the signal has its usual effect. A
+    process that trains alone gives up the present step, unless its weights are being updated. Ranks take it to
+    its end, since they wait for each other in it.
     """
     left = [member for member in members if member.wants_steps()]
     if not left:
@@ -133,7 +134,11 @@ def train(members: Sequence[Member], stream: Stream, runtime: Runtime, ranks: Ra
         for step, (x, token, image) in enumerate(batches, first + 1):
             at_work = [t for t in left if t.step == step - 1 and t.wants_steps()]
             for member in at_work:
-                member.take_step(x, token)
+                try:
+                    with abandonable(deferred) if ranks.size == 1 else contextlib.nullcontext():
+                        member.take_step(x, token)
+                except Abandoned:
+                    break
                 is_last = member.step == member.config.n_steps
                 if (is_last or step % _STEPS_BETWEEN_CHECKS == 0) and not member.is_finite():
                     member.fail()

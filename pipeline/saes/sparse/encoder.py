@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from patchsae.pipeline.core.interrupts import leave_if_asked
 from patchsae.pipeline.saes.sparse.latents import (
     Converted,
     DenseLatents,
@@ -35,8 +36,8 @@ _MAX_DENSITY = 0.2
 _MAX_DENSITY_UNCACHED = {torch.float32: 0.12, torch.bfloat16: 0.06}
 _CACHED_WEIGHTS = 1 << 22
 _PROBE_TOKENS = 64
-# The most entries that are held in memory at once.
-_MAX_ENTRIES = 8_000_000
+# The most entries that are held in memory at once; a product at so many of them takes one to two seconds.
+_MAX_ENTRIES = 4_000_000
 # Elements of a part of a product (4 MB in float32), and the least tokens in it, as small products are slow.
 _CACHED_ELEMENTS = 1 << 20
 _LEAST_ROWS = 256
@@ -120,6 +121,7 @@ class Encoder:
 
     def dense(self, rows: slice) -> Tensor:
         """h of the tokens `rows`: [rows, S], in the precision of the product."""
+        leave_if_asked()
         return self._x[rows] @ self.weights.padded.T
 
     def most_raised(self) -> Tensor:
@@ -166,6 +168,7 @@ class Encoder:
         is_exact = self.weights.dtype == torch.float32 and bias is None
         first = rows.start or 0
         for start in range(0, len(x), n_rows):
+            leave_if_asked()
             part = x[start : start + n_rows]
             h = torch.mm(part, self.weights.padded.T, out=buffer[: len(part)])
             place = _reaching(h, bound(h, slice(first + start, first + start + len(part))))

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchsae.pipeline.core.interrupts import leave_if_asked
 from patchsae.pipeline.saes.sparse import products
 
 # Dense elements at a time: 200 MB in float32. At least so many tokens that the product is not slow (1.5 million
@@ -116,12 +117,15 @@ class DenseLatents:
         return zero_where_off_(vector.expand(self.value.shape).contiguous(), self.value)
 
     def decode(self, value: Tensor, W: Tensor) -> Tensor:
+        leave_if_asked()
         return (value.to(self.value.dtype) @ self._weights(W)).float()
 
     def products(self, A: Tensor, W: Tensor) -> Tensor:
+        leave_if_asked()
         return zero_where_off_(A.to(self.value.dtype) @ self._weights(W).T, self.value)
 
     def transposed_product(self, value: Tensor, A: Tensor, out: Tensor, accumulate: bool = False) -> Tensor:
+        leave_if_asked()
         value, A = value.to(self.value.dtype), A.to(self.value.dtype)
         if value.dtype == out.dtype:
             return out.addmm_(value.T, A) if accumulate else torch.mm(value.T, A, out=out)
@@ -174,9 +178,11 @@ class SparseLatents:
         return vector.index_select(0, self.latent)
 
     def decode(self, value: Tensor, W: Tensor) -> Tensor:
+        leave_if_asked()
         return products.weighted_sums(self.latent, value, self.offsets, W)
 
     def products(self, A: Tensor, W: Tensor) -> Tensor:
+        leave_if_asked()
         return products.products(A, W, self.latent, self.offsets)
 
     @cached_property
@@ -194,6 +200,7 @@ class SparseLatents:
         return order, self.token().index_select(0, order).int(), bounds
 
     def transposed_product(self, value: Tensor, A: Tensor, out: Tensor, accumulate: bool = False) -> Tensor:
+        leave_if_asked()
         order, token, bounds = self._by_latent
         value = value.index_select(0, order)
         # On a CPU, some latents at a time, so that their sums are still in the cache when `out` gets them.

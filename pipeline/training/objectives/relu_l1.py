@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from patchsae.pipeline.core.interrupts import leave_if_asked
 from patchsae.pipeline.core.sums import total
 from patchsae.pipeline.saes.sae import Sae
 from patchsae.pipeline.saes.sparse.encoder import Encoder, EncoderWeights, positive_latents
@@ -112,6 +113,7 @@ class ReluL1:
         loss = 0.0
         n_rows = tokens_per_block(len(dead))
         for first in range(0, len(residual), n_rows):
+            leave_if_asked()
             rows = slice(first, first + n_rows)
             # r = residual, a = exp(h), g = a W_dec, q = (s g - r)^2 / |r| and L = sum q balance / size, where
             # s = |r| / (1e-6 + 2 |g|), r and balance = squares / (q + 1e-6) are constant (spec 2.4).

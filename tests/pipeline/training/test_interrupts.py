@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from patchsae.pipeline.core.interrupts import deferred_signals
+from patchsae.pipeline.core.interrupts import deferred_signals, leave_if_asked
 from patchsae.pipeline.core.stage import Runtime
+from patchsae.pipeline.saes.sparse import encoder, latents
 from patchsae.pipeline.training import train
+from patchsae.pipeline.training.objectives import relu_l1
 from patchsae.storage.checkpoints import Checkpoints
 from patchsae.storage.store import Store
 from tests.support import interrupted
 from tests.support.interrupted import HALTS_IN_STEP, hear, say
 from tests.support.sae_inputs import run
-from tests.support.training_inputs import NO_STEP, bytes_of, inputs_in
+from tests.support.training_inputs import KINDS, NO_STEP, bytes_of, config_of, inputs_in
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -44,6 +48,76 @@ def test_a_signal_in_the_middle_of_a_step(store: Store, number: signal.Signals) 
     assert process.returncode == -number
     assert newest_step(store) == HALTS_IN_STEP
     assert bytes_of(run(store, train.STAGE, interrupted.config(), inputs, NO_STEP)) == expected
+
+
+def test_a_signal_while_gradients_are_computed_gives_the_step_up(store: Store) -> None:
+    """A step of a wide SAE takes a minute. Its decoder rows are scaled by then, and not a second time."""
+    inputs = inputs_in(store)
+    whole = run(store, train.STAGE, interrupted.config(), inputs, NO_STEP)
+    expected = bytes_of(whole)
+    store.discard(whole)
+    process = interrupted.start(store, where="gradients")
+    assert hear(process) == "halted"
+    process.send_signal(signal.SIGINT)
+    say(process, "go")
+    process.communicate()
+    assert process.returncode == -signal.SIGINT
+    assert newest_step(store) == HALTS_IN_STEP - 1
+    assert bytes_of(run(store, train.STAGE, interrupted.config(), inputs, NO_STEP)) == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_that_was_given_up_is_taken_again_alike(store: Store, kind: str) -> None:
+    """Wherever it is: the first run is asked to end at its first product, the next one at its second, ..."""
+    inputs = inputs_in(store)
+    config = config_of(kind, n_steps=3, dead_feature_window=0)
+    whole = run(store, train.STAGE, config, inputs, NO_STEP)
+    expected = bytes_of(whole)
+    store.discard(whole)
+    steps: list[int | None] = []
+    for product in itertools.count(1):
+        with pytest.MonkeyPatch.context() as patched:
+            for module in (encoder, latents, relu_l1):
+                patched.setattr(module, "leave_if_asked", asked_at(product))
+            try:
+                artifact = run(store, train.STAGE, config, inputs, NO_STEP)
+                break
+            except KeyboardInterrupt:
+                steps.append(newest_step(store))
+    assert len(steps) > 4 and steps[0] == 0 and steps[-1] == 2, "given up in the first step and in the last"
+    assert bytes_of(artifact) == expected
+
+
+def asked_at(product: int) -> Callable[[], None]:
+    """As `leave_if_asked`, but the process is asked to end when the given number of products has begun."""
+    begun = itertools.count(1)
+
+    def asked() -> None:
+        if next(begun) == product:
+            os.kill(os.getpid(), signal.SIGINT)
+        leave_if_asked()
+
+    return asked
+
+
+def test_a_checkpoint_of_an_earlier_version_is_continued(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, config = inputs_in(store), config_of("relu_l1", n_steps=8)
+    whole = run(store, train.STAGE, config, inputs, NO_STEP)
+    expected = bytes_of(whole)
+    store.discard(whole)
+    save = Checkpoints.save
+
+    def without(self: Checkpoints, step: int, arrays: Any, values: Any) -> None:
+        save(self, step, {name: one for name, one in arrays.items() if name != "state.begun"}, values)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as earlier, pytest.raises(KeyboardInterrupt):
+        earlier.setattr(Checkpoints, "save", without)
+        run(store, train.STAGE, config, inputs, replace(NO_STEP, checkpoint_seconds=0))
+    assert newest_step(store) == 1
+    assert bytes_of(run(store, train.STAGE, config, inputs, NO_STEP)) == expected
 
 
 def test_a_second_signal_does_not_wait_for_the_step(store: Store) -> None:
