@@ -39,9 +39,16 @@ def query(
     store: StoreOption = "./store",
     experiment: RecordOption = None,
     style: Annotated[
-        Literal["table", "csv", "json", "parquet"], typer.Option("--format", help="Format of the rows.")
-    ] = "table",
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write to this file.")] = None,
+        Literal["table", "csv", "json", "jsonl", "parquet"] | None,
+        typer.Option("--format", help="Format of the rows.  [default: told by --output, else table]"),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write to this file: .csv, .json, .jsonl or .ndjson, .parquet, .txt (a table).",
+        ),
+    ] = None,
 ) -> None:
     """Query the tables of a store in SQL, and the table `artifacts`, which lists its artifacts.
 
@@ -51,13 +58,18 @@ def query(
 
     - `patchsae query "SELECT sae, selection, k, accuracy FROM masking WHERE class IS NULL" --format csv`
 
+    - `patchsae query "SELECT * FROM latents" --output latents.parquet`
+
+    - `patchsae query "SHOW TABLES"`, `patchsae query "DESCRIBE latents"`
+
     The columns dataset, backbone, sae and evaluation of a table name what a row is about; a table has those
     that apply to it. `patchsae tables` lists all tables and says what each column means.
     """
-    from patchsae.flows.cli.look_text import write_rows
+    from patchsae.flows.cli.look_text import format_of, write_rows
     from patchsae.pipeline.results.sql import execute
 
-    write_rows(execute(_open(store), sql, experiment), style, output)
+    chosen = format_of(style, output)
+    write_rows(execute(_open(store), sql, experiment), chosen, output)
 
 
 def tables(store: StoreOption = "./store", as_json: JsonOption = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 import polars as pl
 
+from patchsae.flows.cli.screen import result
 from patchsae.flows.cli.text import table
 from patchsae.pipeline.core.text import number, size
 from patchsae.pipeline.results.pick import By
@@ -44,32 +46,66 @@ def status_text(rows: Sequence[dict[str, Any]], store: Store) -> str:
     )
 
 
-Format = Literal["table", "csv", "json", "parquet"]
+Format = Literal["table", "csv", "json", "jsonl", "parquet"]
+_SUFFIXES: dict[str, Format] = {
+    ".csv": "csv",
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".txt": "table",
+}
+
+
+def format_of(style: Format | None, output: Path | None) -> Format:
+    """The format that was asked for, else that of the file's suffix, else a table. Raises UserError for others."""
+    if style is not None or output is None:
+        return style or "table"
+    if output.suffix.lower() not in _SUFFIXES:
+        raise UserError(
+            f"--output {output}: the suffix `{output.suffix}` tells no format; use one of "
+            f"{', '.join(_SUFFIXES)}, or say it with --format."
+        )
+    return _SUFFIXES[output.suffix.lower()]
 
 
 def write_rows(frame: pl.DataFrame, style: Format, output: Path | None) -> None:
-    """Writes rows to a file or to standard output. Raises UserError for Parquet on a terminal."""
+    """Writes rows to a file or to standard output. Raises UserError if they cannot be written there."""
     if style == "parquet" and output is None and sys.stdout.isatty():
         raise UserError("--format parquet: not readable on a terminal; name a file with --output FILE.")
+    data = _rendered(frame, style)
+    if output is None:
+        result(data)
+        return
+    try:
+        output.expanduser().write_bytes(data)
+    except OSError as error:
+        raise UserError(
+            f"--output {output}: cannot be written ({error.strerror}); name another file."
+        ) from None
+
+
+def _rendered(frame: pl.DataFrame, style: Format) -> bytes:
     match style:
         case "table":
             with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=10_000, fmt_str_lengths=100):
-                data = f"{frame}\n".encode()
+                return f"{frame}\n".encode()
         case "csv":
-            data = frame.write_csv().encode()
+            # CSV has no lists.
+            lists = [name for name, kind in frame.schema.items() if isinstance(kind, pl.List)]
+            return (
+                frame.with_columns(pl.col(lists).cast(pl.List(pl.String)).list.join("; "))
+                .write_csv()
+                .encode()
+            )
         case "json":
-            data = frame.write_json().encode() + b"\n"
+            return frame.write_json().encode() + b"\n"
+        case "jsonl":
+            return frame.write_ndjson().encode()
         case "parquet":
-            if output is not None:
-                frame.write_parquet(output)
-            else:
-                frame.write_parquet(sys.stdout.buffer)
-            return
-    if output is not None:
-        output.write_bytes(data)
-    else:
-        sys.stdout.buffer.write(data)
-        sys.stdout.flush()
+            buffer = io.BytesIO()
+            frame.write_parquet(buffer)
+            return buffer.getvalue()
 
 
 _PICK_COLUMNS = (

@@ -5,6 +5,7 @@ The command line and the flows read one from a preset or a YAML file with `load`
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from patchsae.pipeline.core.text import nearest
 from patchsae.pipeline.evaluations.evaluation import EvaluationConfig
 from patchsae.pipeline.experiment import bounded_yaml, kinds
 from patchsae.pipeline.experiment.dag import Dag
-from patchsae.pipeline.experiment.overrides import apply_overrides
+from patchsae.pipeline.experiment.overrides import Override, apply_override
 from patchsae.pipeline.experiment.sweeps import check_distinct, expand
 from patchsae.pipeline.images.dataset import DatasetConfig
 from patchsae.pipeline.saes.sae import SaeConfig
@@ -91,11 +92,24 @@ def _read_value(text: str, where: str) -> Any:
         return text
 
 
-def _validated(raw: dict[str, Any], where: str) -> Experiment:
+def _is_valid(raw: dict[str, Any]) -> bool:
     try:
-        return Experiment.model_validate(raw)
-    except ValidationError as error:
-        raise explain(error, where) from None
+        Experiment.model_validate(raw)
+    except ValidationError:
+        return False
+    return True
+
+
+def _blamed(error: ValidationError, overrides: Sequence[Override]) -> str | None:
+    """The last override that set the field in which the first fault is, as the user wrote it."""
+    # After `saes.relu` pydantic inserts the kind of the config.
+    location = tuple(map(str, error.errors()[0]["loc"]))
+    location = location[:2] + location[3:]
+    for override in reversed(overrides):
+        for path in override.paths:
+            if location[: len(path)] == path or (location and path[: len(location)] == location):
+                return f"--set {override.text}"
+    return None
 
 
 def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Experiment:
@@ -112,10 +126,28 @@ def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Experiment:
             f"{where}: an experiment is a mapping with name, datasets, backbones, saes, evaluations."
         )
     expand(raw, kinds.KINDS["saes"], where)
-    apply_overrides(
-        raw, overrides, list(Experiment.model_fields), lambda raw: _validated(raw, where).nodes(), _read_value
-    )
-    return _validated(raw, where)
+    set_: list[Override] = []
+
+    def validated(raw: dict[str, Any]) -> Experiment:
+        try:
+            return Experiment.model_validate(raw)
+        except ValidationError as error:
+            raise explain(error, _blamed(error, set_) or where) from None
+
+    before = copy.deepcopy(raw) if overrides else raw
+    sections = list(Experiment.model_fields)
+    try:
+        for override in overrides:
+            set_.append(
+                apply_override(raw, override, sections, lambda raw: validated(raw).nodes(), _read_value)
+            )
+        return validated(raw)
+    except UserError as error:
+        # A fault of several fields at once, such as the name of no entry, is that of `--set` if the file has none.
+        if not set_ or not str(error).startswith(f"{where}: ") or not _is_valid(before):
+            raise
+        sets = ", ".join(f"--set {override.text}" for override in set_)
+        raise UserError(str(error).replace(where, sets, 1)) from None
 
 
 def load(source: str, overrides: Sequence[str] = (), presets: Path = PRESETS) -> Experiment:

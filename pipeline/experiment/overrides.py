@@ -7,6 +7,7 @@ field `lr` of the configs of all nodes of the stage `train`; `train/relu.lr` set
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from patchsae.pipeline.core.graph import Node
@@ -15,37 +16,45 @@ from patchsae.pipeline.experiment.kinds import STAGES
 from patchsae.storage.errors import UserError
 
 
-def apply_overrides(
+@dataclass(frozen=True)
+class Override:
+    """A `PATH=VALUE` string, and the fields of the experiment that it set."""
+
+    text: str
+    paths: Sequence[tuple[str, ...]]
+
+
+def apply_override(
     raw: dict[str, Any],
-    overrides: Sequence[str],
+    text: str,
     sections: Sequence[str],
     nodes: Callable[[dict[str, Any]], Sequence[Node]],
     read: Callable[[str, str], Any],
-) -> None:
-    """Changes `raw` by `PATH=VALUE` strings, in their order.
+) -> Override:
+    """Changes `raw` by a `PATH=VALUE` string, and returns what it changed.
 
     `sections` are the fields of an experiment. `nodes` returns the nodes of the experiment that `raw`
     describes so far. `read` turns the text of a value into the value, and is told where it stands. Raises
-    UserError if a string or its path is not valid.
+    UserError if the string or its path is not valid.
     """
-    for override in overrides:
-        path, equals, value = override.partition("=")
-        if not equals or not path:
-            raise UserError(f"--set {override}: write FIELD=VALUE, for example train.l1_coefficient=1e-4.")
-        steps = path.split(".")
-        stage, _, only = steps[0].partition("/")
-        if stage in STAGES:
-            places = _sources(nodes(raw), stage, only, path)
-            fields = steps[1:]
-        elif steps[0] in sections:
-            places, fields = [()], steps
-        else:
-            known = [*STAGES, *sections]
-            raise UserError(f"--set {path}: `{stage}` is no stage and no section{nearest(stage, known)}")
-        if not fields:
-            raise UserError(f"--set {path}: names no field; write {path}.FIELD=VALUE.")
-        for place in places:
-            _set(raw, [*place, *fields], read(value, f"--set {path}"), path)
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise UserError(f"--set {text}: write FIELD=VALUE, for example train.l1_coefficient=1e-4.")
+    steps = path.split(".")
+    stage, _, only = steps[0].partition("/")
+    places: list[tuple[str, ...]]
+    if stage in STAGES:
+        places, fields = _sources(nodes(raw), stage, only, path), steps[1:]
+    elif steps[0] in sections:
+        places, fields = [()], steps
+    else:
+        known = [*STAGES, *sections]
+        raise UserError(f"--set {path}: `{stage}` is no stage and no section{nearest(stage, known)}")
+    if not fields:
+        raise UserError(f"--set {path}: names no field; write {path}.FIELD=VALUE.")
+    for place in places:
+        _set(raw, [*place, *fields], read(value, f"--set {path}"), path)
+    return Override(text, [(*place, *fields) for place in places])
 
 
 def _sources(nodes: Sequence[Node], stage: str, only: str, path: str) -> list[tuple[str, ...]]:

@@ -27,6 +27,12 @@ ARTIFACT_COLUMNS: dict[str, tuple[Any, str]] = {
     "config": (pl.String, "Hashed config of the artifact, as JSON."),
 }
 
+_ABOUT_TABLES = re.compile(
+    r"""\s*(?:SHOW\s+TABLES|(?:DESCRIBE|DESC)\s+(?:TABLE\s+)?["`]?(?P<name>\w+)["`]?)\s*;?\s*""",
+    re.IGNORECASE,
+)
+"""SHOW TABLES, and DESCRIBE with the name of a table."""
+
 # The functions with which Polars SQL reads files and URLs: read_csv, read_parquet, read_ipc, read_json and
 # read_ndjson, in capitals and quotes too. Those that later versions add will hardly have other names.
 _READER = re.compile(r"(?<![a-z_])read_\w+", re.IGNORECASE)
@@ -59,6 +65,8 @@ def execute(store: Store, query: str, experiment: str | None = None) -> pl.DataF
 
     Raises UserError if the query is not valid, or if it reads anything but tables of the store.
     """
+    if about := _ABOUT_TABLES.fullmatch(query):
+        return _about_tables(store, experiment, about["name"])
     _refuse_files(query)
     catalog = Catalog(store, experiment)
     words = set(re.findall(r"\w+", query))
@@ -75,6 +83,21 @@ def execute(store: Store, query: str, experiment: str | None = None) -> pl.DataF
     except pl.exceptions.PolarsError as error:
         message = str(error).splitlines()[0]
         raise UserError(_explain(message, [*catalog.artifacts, ARTIFACTS], frames)) from None
+
+
+def _about_tables(store: Store, experiment: str | None, name: str | None) -> pl.DataFrame:
+    """The tables with their numbers of columns, or the columns of the table `name`."""
+    rows = describe(store, experiment)
+    known = dict.fromkeys(table for table, *_ in rows)
+    if name is None:
+        counts = [(table, sum(row[0] == table for row in rows)) for table in known]
+        return pl.DataFrame(counts, schema={"table": pl.String, "columns": pl.Int64}, orient="row")
+    if name not in known:
+        raise UserError(f"query: no table `{name}` in this store{nearest(name, known)}")
+    columns = [row[1:] for row in rows if row[0] == name]
+    return pl.DataFrame(
+        columns, schema=dict.fromkeys(("column", "type", "description"), pl.String), orient="row"
+    )
 
 
 def _refuse_files(query: str) -> None:
@@ -107,9 +130,9 @@ def _explain(message: str, known: list[str], frames: dict[str, pl.LazyFrame]) ->
     return f"query: {message.removeprefix('sql parser error: ').rstrip('.')}; it is read as Polars SQL."
 
 
-def describe(store: Store) -> list[list[str]]:
+def describe(store: Store, experiment: str | None = None) -> list[list[str]]:
     """(table, column, type, description) of every column of every table, from the Parquet metadata."""
-    catalog = Catalog(store)
+    catalog = Catalog(store, experiment)
     rows = [[ARTIFACTS, name, str(kind), text] for name, (kind, text) in ARTIFACT_COLUMNS.items()]
     for name, artifacts in sorted(catalog.artifacts.items()):
         described = {

@@ -137,6 +137,17 @@ def test_run_with_nothing_to_do_starts_nothing(small: Path, full_store: Store) -
     assert done.stdout == f"Nothing to do: all 9 stages of small are in {full_store.root}.\n"
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("--device", "gpu"), ("--log", "tensorbord"), ("--dask", "lokal")]
+)
+def test_wrong_resources_are_refused_when_everything_is_cached(
+    option: str, value: str, small: Path, full_store: Store
+) -> None:
+    assert sentence(patchsae("run", small, "--store", full_store.root, option, value)).startswith(
+        f"{option} {value}: "
+    )
+
+
 def test_nothing_is_started_for_bad_input(small: Path, tmp_path: Path, full_store: Store) -> None:
     store = tmp_path / "s"
     text = small.read_text()
@@ -150,7 +161,9 @@ def test_nothing_is_started_for_bad_input(small: Path, tmp_path: Path, full_stor
     assert "write FIELD=VALUE" in refuse(small, "--set", "train.lr")
     assert "did you mean `train`" in refuse(small, "--only", "trian")
     assert "did you mean `train/relu`" in refuse(small, "--rerun", "train/rellu")
-    assert "`saes.relu.lr` is -1" in refuse(small, "--set", "train.lr=-1")
+    assert refuse(small, "--set", "train.lr=-1").startswith("--set train.lr=-1: `saes.relu.lr` is -1: ")
+    unknown = refuse(small, "--set", "saes.relu.dataset=digit", "--set", "train.seed=1")
+    assert unknown.startswith("--set saes.relu.dataset=digit: ") and "did you mean `digits`" in unknown
     small.write_text(text.replace("n_latents", "n_latnets"))
     assert "did you mean `n_latents`" in refuse(small)
     small.write_text(text.replace("dataset: digits", "dataset: digit"))
@@ -237,6 +250,56 @@ def test_query_formats(full_store: Store, tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     assert query("--format", "parquet", "--output", path).stdout == ""
     assert pl.read_parquet(path)["split"].to_list() == ["test", "train"]
+
+
+def test_the_suffix_of_the_file_tells_the_format(full_store: Store, tmp_path: Path) -> None:
+    expected = [{"split": "test", "n": 359}, {"split": "train", "n": 1438}]
+    readers = {
+        "csv": pl.read_csv,
+        "json": pl.read_json,
+        "jsonl": pl.read_ndjson,
+        "NDJSON": pl.read_ndjson,
+        "parquet": pl.read_parquet,
+    }
+    for suffix, read in readers.items():
+        path = tmp_path / f"rows.{suffix}"
+        result = patchsae("query", QUERY, "--store", full_store.root, "--output", path)
+        assert result.exit_code == 0 and result.stdout == "", result.output
+        assert read(path).to_dicts() == expected, suffix
+    odd = tmp_path / "rows.xls"
+    assert "tells no format" in sentence(
+        patchsae("query", QUERY, "--store", full_store.root, "--output", odd)
+    )
+    assert (
+        patchsae("query", QUERY, "--store", full_store.root, "--output", odd, "--format", "csv").exit_code
+        == 0
+    )
+    assert pl.read_csv(odd).to_dicts() == expected
+    nowhere = tmp_path / "no" / "rows.csv"
+    assert "cannot be written" in sentence(
+        patchsae("query", QUERY, "--store", full_store.root, "--output", nowhere)
+    )
+
+
+def test_lists_fit_into_csv(full_store: Store) -> None:
+    shown = patchsae(
+        "query", "SELECT stage, names FROM artifacts", "--store", full_store.root, "--format", "csv"
+    )
+    assert {"stage": "train", "names": "small: train/relu"} in pl.read_csv(
+        io.StringIO(shown.stdout)
+    ).to_dicts()
+
+
+def test_tables_can_be_listed_in_sql(full_store: Store) -> None:
+    def rows(sql: str) -> list[dict[str, object]]:
+        return json.loads(patchsae("query", sql, "--store", full_store.root, "--format", "json").stdout)
+
+    assert {"artifacts", "latents", "masking"} <= {row["table"] for row in rows("show tables;")}
+    columns = rows("DESCRIBE latents")
+    assert "frequency" in {row["column"] for row in columns} and all(row["description"] for row in columns)
+    assert "did you mean `latents`" in sentence(
+        patchsae("query", "describe latnets", "--store", full_store.root)
+    )
 
 
 def test_query_joins_tables_and_the_store_itself(full_store: Store) -> None:
