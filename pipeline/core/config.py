@@ -31,6 +31,11 @@ class NameIn(Unhashed):
 
 
 @dataclass(frozen=True)
+class PathIn(Unhashed):
+    """Marks a field whose value is the path of a file or folder, which is absolute once an experiment is read."""
+
+
+@dataclass(frozen=True)
 class HashedUnless:
     """Marks a field that a later version of the program added.
 
@@ -52,8 +57,8 @@ BackboneName = Annotated[str, NameIn(_A_NAME, "backbones")]
 SaeName = Annotated[str, NameIn(_A_NAME, "saes")]
 EvaluationName = Annotated[str, NameIn(_A_NAME, "evaluations")]
 _A_LOCATION = "what lies there is covered by a digest"
-Location = Annotated[str, Unhashed(_A_LOCATION)]
-OptionalLocation = Annotated[str | None, Unhashed(_A_LOCATION)]
+Location = Annotated[str, PathIn(_A_LOCATION)]
+OptionalLocation = Annotated[str | None, PathIn(_A_LOCATION)]
 
 
 class Config(BaseModel):
@@ -93,6 +98,15 @@ class Config(BaseModel):
             else:
                 hashed[name] = value.key_config()
         return hashed
+
+    @classmethod
+    def path_fields(cls) -> set[str]:
+        """The fields that hold the path of a file or folder."""
+        return {
+            name
+            for name, field in cls.model_fields.items()
+            if any(isinstance(mark, PathIn) for mark in field.metadata)
+        }
 
     @classmethod
     def names_in(cls) -> dict[str, str]:

@@ -21,6 +21,7 @@ from patchsae.pipeline.core.text import nearest
 from patchsae.pipeline.evaluations.evaluation import EvaluationConfig
 from patchsae.pipeline.experiment import bounded_yaml, kinds
 from patchsae.pipeline.experiment.dag import Dag
+from patchsae.pipeline.experiment.locations import make_absolute
 from patchsae.pipeline.experiment.overrides import Override, apply_override
 from patchsae.pipeline.experiment.sweeps import check_distinct, expand
 from patchsae.pipeline.images.dataset import DatasetConfig
@@ -112,10 +113,11 @@ def _blamed(error: ValidationError, overrides: Sequence[Override]) -> str | None
     return None
 
 
-def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Experiment:
+def parse(text: str, where: str, overrides: Sequence[str] = (), folder: Path | None = None) -> Experiment:
     """An experiment from YAML text and `PATH=VALUE` overrides. `where` names the file in errors.
 
-    Raises UserError if the text is not a valid experiment.
+    Paths in the text are relative to `folder`, those in overrides to the working directory, which is the default
+    of `folder` too. Raises UserError if the text is not a valid experiment.
     """
     try:
         raw = bounded_yaml.read(text, where)
@@ -126,6 +128,7 @@ def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Experiment:
             f"{where}: an experiment is a mapping with name, datasets, backbones, saes, evaluations."
         )
     expand(raw, kinds.KINDS["saes"], where)
+    make_absolute(raw, folder or Path.cwd(), where)
     set_: list[Override] = []
 
     def validated(raw: dict[str, Any]) -> Experiment:
@@ -141,6 +144,7 @@ def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Experiment:
             set_.append(
                 apply_override(raw, override, sections, lambda raw: validated(raw).nodes(), _read_value)
             )
+            make_absolute(raw, Path.cwd(), f"--set {override}")
         return validated(raw)
     except UserError as error:
         # A fault of several fields at once, such as the name of no entry, is that of `--set` if the file has none.
@@ -153,6 +157,7 @@ def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Experiment:
 def load(source: str, overrides: Sequence[str] = (), presets: Path = PRESETS) -> Experiment:
     """The experiment of a preset, given by its name, or of a YAML file, given by its path.
 
+    Paths in a file are relative to its folder, those in a preset and in overrides to the working directory.
     Raises UserError if `source` is neither or the experiment is not valid.
     """
     preset = presets / f"{source}.yaml"
@@ -166,4 +171,6 @@ def load(source: str, overrides: Sequence[str] = (), presets: Path = PRESETS) ->
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as YAML ({error}).") from None
-    return parse(text, str(path) if path is not preset else f"preset {source}", overrides)
+    if path is preset:
+        return parse(text, f"preset {source}", overrides)
+    return parse(text, str(path), overrides, path.parent)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from patchsae.pipeline.core.config import Location, OptionalLocation
+from patchsae.pipeline.core.config import Location, Unhashed
 from patchsae.pipeline.core.stage import Inputs, Runtime, Source, Stage, Upstream
 from patchsae.pipeline.saes import files
 from patchsae.pipeline.saes.sae import SaeConfig, save_sae
@@ -29,7 +29,7 @@ class ImportedConfig(SaeConfig):
     kind: Literal["imported"] = "imported"
     path: Location
     """A folder; for the reference and saev, a single file."""
-    format: OptionalLocation = None
+    format: Annotated[str | None, Unhashed("what is read with it is covered by a digest")] = None
     """Format of the files; recognised from them if not given."""
 
     def source(self) -> Path:

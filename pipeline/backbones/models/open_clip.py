@@ -22,7 +22,7 @@ from patchsae.pipeline.backbones.towers.tokenizer import (
     make_tokenizer,
     tokenizer_fingerprint,
 )
-from patchsae.pipeline.core.config import HashedUnless, OptionalLocation
+from patchsae.pipeline.core.config import HashedUnless, OptionalLocation, Unhashed
 from patchsae.pipeline.core.open_clip_data import (
     fetch_pretrained,
     model_config,
@@ -42,7 +42,7 @@ class OpenClipConfig(BackboneConfig):
     kind: Literal["open_clip"] = "open_clip"
     model: str
     """An architecture of open_clip, such as `ViT-B-16-quickgelu`, which fits OpenAI's weights."""
-    pretrained: OptionalLocation = None
+    pretrained: Annotated[str | None, Unhashed("the weights are covered by a digest")] = None
     """A tag of published weights, such as `openai`. They are downloaded once."""
     checkpoint: OptionalLocation = None
     """A local file (safetensors, or a torch file of tensors) with the model's state dict."""

@@ -39,8 +39,11 @@ class ImageFolderConfig(DatasetConfig):
 
     kind: Literal["image_folder"] = "image_folder"
     root: Location
+    """The folder of the images. As any path in a file, it is relative to the folder of that file."""
     splits: dict[str, str] | None = None
+    """Name of a split -> its folder in `root`."""
     csv: OptionalLocation = None
+    """A CSV file that lists the images."""
     test_fraction: float = Field(0.2, ge=0, lt=1)
     """Share of the images of each class that become the split `test`, without `splits` and without a column
     `split` in `csv`. Every class keeps at least one training image."""
