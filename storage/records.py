@@ -157,6 +157,14 @@ class Records:
             if not any(name == _longer(other, record) for other in found)
         }
 
+    def of_name(self, name: str) -> list[ExperimentRecord]:
+        """The records of a name, with those of `--set` and of earlier versions, as far as they can be read."""
+        try:
+            names = [one for one in self._names() if one == name or one.startswith(f"{name}-")]
+        except OSError:
+            return []
+        return [record for one in names if (record := self._read(one)) is not None]
+
     def faults(self) -> list[tuple[Path, str]]:
         """The files that cannot be read as records, each with a sentence."""
         try:

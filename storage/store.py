@@ -7,6 +7,7 @@ Layout of a store:
     locks/                                   lock files, two per artifact: for its builder and its readers;
                                              the marks of runs (`run_marks.py`)
     experiments/<name>.json                  the record of an experiment: its configs and its artifacts
+    dropped/<stage>-<the same>               why `verify --discard` dropped an artifact, until it is built again
     logs/<name>-<date>-<time>.log            what a run of the command line did, for people to read
 
 A committed artifact does not change. Who builds it holds the lock `.lock`, alone. Who reads it during a stage
@@ -47,8 +48,8 @@ from patchsae.storage.manifest import KEY_DIGITS, Manifest, Summary
 from patchsae.storage.records import Records
 from patchsae.storage.run_marks import RunMarks
 
-_LOCKS, _EXPERIMENTS, _LOGS = "locks", "experiments", "logs"
-_NO_STAGES = (_LOCKS, _EXPERIMENTS, _LOGS)
+_LOCKS, _EXPERIMENTS, _LOGS, _DROPPED = "locks", "experiments", "logs", "dropped"
+_NO_STAGES = (_LOCKS, _EXPERIMENTS, _LOGS, _DROPPED)
 _BUILD, _READ = "lock", "read"
 State = Literal["committed", "partial", "damaged"]
 OnWait = Callable[[], None]
@@ -246,6 +247,7 @@ class Store:
         write_atomic(builder.path / MANIFEST, manifest.model_dump_json(indent=1).encode())
         self.tidy(builder.artifact)
         artifact = self.at(builder.artifact.stage, builder.key)
+        remove(self._note(artifact))
         self.settle(artifact, on_wait)
         return artifact
 
@@ -352,6 +354,20 @@ class Store:
                 if os.path.lexists(above) and not above.is_dir():
                     remove(above)
 
+    def _note(self, artifact: Artifact) -> Path:
+        return self.root / _DROPPED / f"{artifact.stage}-{artifact.path.name}"
+
+    def note_dropped(self, artifact: Artifact, why: str) -> None:
+        """Notes why an artifact is dropped, for those who wonder where it is. Committing it deletes the note."""
+        write_atomic(self._note(artifact), why.encode())
+
+    def why_dropped(self, artifact: Artifact) -> str | None:
+        """Why an artifact that is not there was dropped; None if nothing was noted."""
+        try:
+            return read_regular(self._note(artifact)).decode()
+        except (OSError, UnicodeDecodeError):
+            return None
+
     def discard(self, artifact: Artifact, on_wait: OnWait | None = None) -> None:
         """Deletes an artifact and what is left of building it, if there is one. Needs the building lock.
 
@@ -379,12 +395,16 @@ class Store:
         """The committed artifacts, of all stages or of one, whose files have the right sizes."""
         return [a for a, state in self.artifacts() if state == "committed" and stage in (None, a.stage)]
 
-    def manifests(self, stage: str) -> list[Manifest]:
-        """The manifests of a stage's artifacts; damaged ones are left out."""
+    def readable(self, stage: str) -> list[Artifact]:
+        """The artifacts of a stage whose manifests can be read. Their other files are not looked at."""
         found = []
         for folder in sorted((self.root / stage).glob("*/")):
+            if not _KEY.fullmatch(folder.name):
+                continue
+            artifact = Artifact(stage, self.key_of(folder), folder)
             with contextlib.suppress(UserError):
-                found.append(Artifact(stage, self.key_of(folder), folder).manifest)
+                artifact.manifest  # noqa: B018 (reading it checks it)
+                found.append(artifact)
         return found
 
     @staticmethod
@@ -411,7 +431,8 @@ class Store:
         return RunMarks(self.root / _LOCKS)
 
     def sweep(self) -> None:
-        """Deletes lock files that no artifact needs and nobody holds, and temporary files of records.
+        """Deletes lock files that no artifact needs and nobody holds, notes that no record needs, and temporary
+        files of records.
 
         The caller must hold the records.
         """
@@ -424,6 +445,14 @@ class Store:
             if not is_needed:
                 with contextlib.suppress(Busy), lock(path, refuse):
                     path.unlink(missing_ok=True)
+        recorded = {
+            self._note(self.at(node.stage, node.key)).name
+            for record in self.records.all().values()
+            for node in record.nodes.values()
+        }
+        for path in (self.root / _DROPPED).glob("*"):
+            if path.name not in recorded:
+                remove(path)
         remove_temporaries(self.root / _EXPERIMENTS)
 
 

@@ -91,6 +91,12 @@ def encode(schema: TableSchema, values: Values, key: str) -> bytes:
     return bytes(out.getvalue())
 
 
+def expected_bytes(schema: TableSchema, n_rows: float, bytes_per_row: float) -> int:
+    """About the size of the file of a table: that of one without rows, and what its rows add."""
+    empty = encode(schema, {column.name: [] for column in schema.columns}, "")
+    return len(empty) + round(n_rows * bytes_per_row)
+
+
 def columns(path: Path) -> list[tuple[str, str, str]]:
     """(name, type, sentence) of every column of a Parquet file, from its metadata."""
     return [

@@ -7,7 +7,11 @@ import os
 # Two processes of two OpenMP threads each on two cores spin at each other's barriers, ten times slower than one.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import tempfile
 from pathlib import Path
+
+# The figures of this machine, which plans remember, are no business of the user's in tests.
+os.environ["XDG_CACHE_HOME"] = str(Path(tempfile.gettempdir()) / "patchsae-tests-cache")
 
 # Python 3.11's fork server forgets `sys.path`: without this it preloads nothing, and each child imports everything.
 os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import typer
+
 from patchsae.flows.cli.options import (
     ExperimentArgument,
     JsonOption,
@@ -14,7 +16,7 @@ from patchsae.flows.cli.options import (
     StoreOption,
     with_resources,
 )
-from patchsae.flows.cli.screen import result, say
+from patchsae.flows.cli.screen import result, say, waiting
 
 
 def demo(store: StoreOption = "./store") -> None:
@@ -66,16 +68,26 @@ def plan(
 ) -> None:
     """Show what a run would do, and why, without running anything.
 
-    The plan has, for every stage, its key, its state, the bytes it would write, and why it would run: the
-    field or input that changed, or where it resumes. Exits with code 2 if the bytes do not fit on the disk.
+    The plan has, for every stage, its key, its state, the bytes and the time it would take, and why it would run:
+    the field, file or input that changed, or where it resumes. A stage that is *perhaps* to run does so only if
+    the images or weights, which are looked at again, turn out to have changed. A stage that a run would refuse is
+    *blocked*, and the reason stands below the table.
+
+    Times are those of this machine, whose speed is measured once, in a few seconds, and remembered. Exits with
+    code 1 if a stage is blocked, and with code 2 if the bytes do not fit on the disk.
     """
     from patchsae.flows.cli.show import plan_rows, plan_text
-    from patchsae.pipeline.experiment.plan import check_space
+    from patchsae.pipeline.core.machine import Machine, figures_file
+    from patchsae.pipeline.experiment.forecast import check_space
     from patchsae.pipeline.experiment.remarks import remarks
-    from patchsae.pipeline.experiment.request import open_work
+    from patchsae.pipeline.experiment.request import causes, open_work
 
     work = open_work(experiment, set_ or [], store, only or [], rerun or [])
-    result(json.dumps(plan_rows(work), indent=1) if as_json else plan_text(work))
+    waiting.on("measuring this machine")
+    machine = Machine(figures_file())
+    result(json.dumps(plan_rows(work, machine), indent=1) if as_json else plan_text(work, machine))
     for line in remarks(work):
         say(line)
+    if causes(work, work.wanted):
+        raise typer.Exit(1)
     check_space(work.store, work.to_write())

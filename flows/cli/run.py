@@ -60,15 +60,23 @@ def launch(
     to_do = work.to_do()
     if not to_do:
         if work.store.is_writable():
-            remember(work, newest=True)
+            remember(work)
             tidy(work)
         for line in remarks(work):
             say(line)
         result(f"Nothing to do: all {len(work.wanted)} stages of {work.record} are in {work.store.root}.")
         return
     check_can_run(work)
+    certain = [
+        address for address in to_do if address in work.again or work.planned[address].state != "perhaps"
+    ]
     say(
-        f"{work.record}: {len(to_do)} of {len(work.wanted)} stages to do ({', '.join(to_do)}) in {work.store.root}"
+        f"{work.record}: {len(certain)} of {len(work.wanted)} stages to do ({', '.join(certain)}) in {work.store.root}"
+        + (
+            f", and {len(to_do) - len(certain)} more if they find changes"
+            if len(certain) < len(to_do)
+            else ""
+        )
     )
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)

@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from patchsae.flows.cli.text import table
-from patchsae.pipeline.core.text import size
+from patchsae.pipeline.core.machine import Machine
+from patchsae.pipeline.core.text import duration, size
+from patchsae.pipeline.experiment.forecast import seconds_of, total
 from patchsae.pipeline.experiment.plan import Planned
-from patchsae.pipeline.experiment.request import Work, display_state
+from patchsae.pipeline.experiment.request import Work, causes, display_state
 from patchsae.pipeline.experiment.upkeep import Dropped
 
 
-def plan_rows(work: Work) -> list[dict[str, Any]]:
-    """One JSON object per wanted node, in the order of the run."""
-    return [
-        {
-            "address": address,
-            "stage": item.node.stage.name,
-            "key": item.key,
-            "state": "to run" if address in work.again else display_state(item),
-            "why": _why_again(work, item) if address in work.again else item.why,
-            "bytes": item.n_bytes if item.state == "cached" else item.n_bytes_left,
-            "path": str(work.store.at(item.node.stage.name, item.key).path) if item.key else None,
-        }
-        for address, item in work.planned.items()
-        if address in work.wanted
-    ]
+def plan_rows(work: Work, machine: Machine) -> list[dict[str, Any]]:
+    """One JSON object per wanted node, in the order of the run.
+
+    `bytes` are those that the artifact has or will get; `scratch_bytes` what is on the disk beside it while it is
+    built; `seconds` what is left to compute. They are null if they are not known.
+    """
+    rows = []
+    for address, item in work.to_write().items():
+        seconds = seconds_of(item, work.store, machine) if item.has_work and item.state != "blocked" else None
+        rows.append(
+            {
+                "address": address,
+                "stage": item.node.stage.name,
+                "key": item.key,
+                "state": "to run" if item.again else display_state(item),
+                "why": _why_again(work, item) if item.again else item.why,
+                "blocked_by": item.cause,
+                "bytes": item.n_bytes if item.state == "cached" else item.n_bytes_left,
+                "scratch_bytes": item.prediction.n_scratch_bytes if item.has_work else 0,
+                "seconds": seconds,
+                "path": str(work.store.at(item.node.stage.name, item.key).path) if item.key else None,
+            }
+        )
+    machine.remember()
+    return rows
 
 
 def _why_again(work: Work, item: Planned) -> str:
@@ -37,28 +50,41 @@ def _why_again(work: Work, item: Planned) -> str:
     return why
 
 
-def plan_text(work: Work) -> str:
-    """The plan as a table, with its totals."""
-    rows = plan_rows(work)
+def plan_text(work: Work, machine: Machine) -> str:
+    """The plan as a table, with its totals and with what blocks it."""
+    rows = plan_rows(work, machine)
     shown = [
         [
             row["address"],
             (row["key"] or "not known yet")[:16],
             row["state"],
-            "" if row["state"] == "cached" else size(row["bytes"]),
-            row["why"],
+            "" if row["state"] in ("cached", "blocked") else size(row["bytes"]),
+            "" if row["state"] in ("cached", "blocked") else duration(row["seconds"]),
+            f"needs {row['blocked_by']}" if row["blocked_by"] not in (None, row["address"]) else row["why"],
         ]
         for row in rows
     ]
-    needed = sum(row["bytes"] or 0 for row in rows if row["state"] != "cached")
-    n_to_run = sum(row["state"] in ("to run", "resumes") for row in rows)
-    n_blocked = sum(row["state"] == "blocked" for row in rows)
-    return (
-        table(("stage", "key", "state", "bytes", "why"), shown, right=("bytes",))
-        + f"\n\n{len(rows)} stages: {len(rows) - n_to_run - n_blocked} cached, {n_to_run} to run"
-        + (f", {n_blocked} blocked" if n_blocked else "")
-        + f"; writes about {size(needed)}, {size(work.store.free_bytes())} free at {work.store.root}"
+    counts = Counter(row["state"] for row in rows)
+    n_to_run = counts["to run"] + counts["resumes"]
+    needed = total(work.to_write().values(), work.store, machine)
+    lines = [table(("stage", "key", "state", "bytes", "time", "why"), shown, right=("bytes", "time")), ""]
+    for cause, (why, others) in causes(work, [row["address"] for row in rows]).items():
+        also = f" (and so {', '.join(others)})" if others else ""
+        lines.append(f"blocked: {cause}: {why}{also}")
+    lines.append(
+        f"{len(rows)} stages: {counts['cached']} cached, {n_to_run} to run"
+        + (f", {counts['perhaps']} perhaps" if counts["perhaps"] else "")
+        + (f", {counts['blocked']} blocked" if counts["blocked"] else "")
+        + (f"; takes about {duration(needed.seconds)}" if n_to_run else "")
+        + f"; writes about {size(needed.n_bytes)}"
+        + (
+            f", with checkpoints and parts up to {size(needed.n_bytes_most)} at once"
+            if needed.n_bytes_most > needed.n_bytes
+            else ""
+        )
+        + f", {size(work.store.free_bytes())} free at {work.store.root}"
     )
+    return "\n".join(lines)
 
 
 def dropped_text(dropped: Dropped) -> str:

@@ -7,7 +7,7 @@ workers nor the batch size changes a byte.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Annotated, Any
 
@@ -17,13 +17,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
-from patchsae.pipeline.backbones.backbone import Backbone, BackboneConfig, ExtractConfig
+from patchsae.pipeline.backbones.backbone import Backbone, BackboneConfig, ExtractConfig, resolve_block
+from patchsae.pipeline.backbones.effort import image_amounts, load_amounts
 from patchsae.pipeline.backbones.weights import load_backbone
 from patchsae.pipeline.core.config import INLINE, Config, Unhashed
+from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Upstreams
 from patchsae.pipeline.core.prefetch import prefetch
-from patchsae.pipeline.core.stage import Inputs, Runtime, Stage, Upstream
+from patchsae.pipeline.core.stage import Inputs, Runtime, Stage
 from patchsae.pipeline.images.dataset import Dataset, DatasetConfig, Record
 from patchsae.pipeline.images.files import reason
+from patchsae.pipeline.images.speed import images_probe
 from patchsae.storage.activations import ActivationTemplate, ActivationWriter
 from patchsae.storage.artifacts import Artifact, Builder
 from patchsae.storage.errors import UserError
@@ -32,6 +35,10 @@ from patchsae.storage.manifest import Summary
 
 # A plain run keeps the index of images whose sizes and modification times have not changed.
 _INDEX_AGAIN = "index all images anew with `patchsae run EXPERIMENT --rerun index`"
+
+# What a shard adds beside its values: a checksum and a place in the index per chunk, and the entries of its part
+# in the ledger and in the manifest.
+_ARRAY_BYTES_PER_CHUNK, _BYTES_PER_PART, _METADATA_BYTES = 20, 500, 1_500
 
 
 class ExtractStageConfig(Config):
@@ -220,17 +227,24 @@ def write_shards(
             raise AssertionError("more batches than parts")
 
 
-def _predict_bytes(config: ExtractStageConfig, inputs: Mapping[str, Upstream]) -> int | None:
-    n_images = inputs["images"].n_images or config.dataset.expected_images()
-    if n_images is None:
-        return None
-    try:
-        outline = config.backbone.outline()
-    except UserError:
-        # The stage `weights`, whose artifact is an input, says what is wrong.
-        return None
-    shape = (outline.layout.n_tokens, outline.width)
-    return ActivationTemplate.plan(n_images, *shape, config.extract.dtype).n_bytes
+def _predict(config: ExtractStageConfig, inputs: Upstreams) -> Prediction:
+    images, weights = inputs["images"], inputs["weights"]
+    n_images = images.n_images or config.dataset.expected_images()
+    names = ("tokens_per_image", "width", "n_prefix_tokens")
+    tokens, width, n_prefix = (weights.fact(name) for name in names)
+    facts = {"tokens_per_image": tokens, "width": width, "n_prefix_tokens": n_prefix}
+    if (n_blocks := weights.fact("n_blocks")) is not None:
+        resolve_block(config.extract.hook_block, n_blocks)
+    if None in (n_images, tokens, width):
+        return Prediction(facts)
+    assert n_images is not None
+    template = ActivationTemplate.plan(n_images, tokens, width, config.extract.dtype)
+    per_shard = _ARRAY_BYTES_PER_CHUNK * template.chunks_per_shard + _BYTES_PER_PART
+    n_bytes = template.n_bytes + template.n_shards * per_shard + MANIFEST_BYTES + _METADATA_BYTES
+    effort = [*load_amounts(weights), *(image_amounts(config.backbone, weights, n_images, heads=True) or [])]
+    if images.source is not None:
+        effort.append((images_probe(config.dataset, images.source), n_images))
+    return Prediction({"n_images": n_images, **facts}, n_bytes, 0, effort)
 
 
 STAGE = Stage(
@@ -239,5 +253,5 @@ STAGE = Stage(
     section="backbones",
     description="Activations at the hook, image by image.",
     run=_run,
-    predict_bytes=_predict_bytes,
+    predict=_predict,
 )

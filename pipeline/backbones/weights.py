@@ -6,13 +6,20 @@ stage that loads the backbone (`load_backbone`) checks its weights against the d
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, uint8
 
 from patchsae.pipeline.backbones.backbone import Backbone, BackboneConfig
-from patchsae.pipeline.core.stage import Inputs, Runtime, Source, Stage
-from patchsae.storage.artifacts import Builder
+from patchsae.pipeline.core.machine import Probe, repeated, waiting
+from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Source, Upstreams
+from patchsae.pipeline.core.stage import Inputs, Runtime, Stage
+from patchsae.storage.artifacts import Artifact, Builder
 from patchsae.storage.errors import UserError
 from patchsae.storage.keys import canonical_json, digest_json
 from patchsae.storage.manifest import Summary
@@ -75,6 +82,49 @@ def load_backbone(config: BackboneConfig, inputs: Inputs, device: str) -> Backbo
     return backbone.to(device)
 
 
+def _predict(config: BackboneConfig, inputs: Upstreams) -> Prediction:
+    outline = config.outline()
+    facts = {
+        "n_blocks": outline.n_blocks,
+        "width": outline.width,
+        "tokens_per_image": outline.layout.n_tokens,
+        "n_prefix_tokens": outline.layout.n_prefix,
+        "n_parameters": outline.n_parameters,
+    }
+    effort = [(loading(), n_parameters(facts)), waiting(4.0, "importing open_clip")]
+    return Prediction(facts, MANIFEST_BYTES, 0, effort)
+
+
+def n_parameters(facts: Mapping[str, Any]) -> float:
+    """About the number of parameters of both towers: that of the image tower's blocks, and half of it again."""
+    return float(facts["n_parameters"] or 1.5 * 12 * facts["n_blocks"] * facts["width"] ** 2)
+
+
+def loading() -> Probe:
+    """Loading a backbone and computing the digest of its weights. A unit is a parameter."""
+
+    def measure() -> float:
+        n = 1 << 20
+        # A model is made with random weights before it gets its own.
+        made = repeated(lambda: torch.nn.init.normal_(torch.empty(n)), n)
+        data = torch.zeros(n).numpy().data
+        return 2 * made + repeated(lambda: hashlib.sha256(data), n)
+
+    return Probe("loading weights", measure)
+
+
+def _changed_source(config: BackboneConfig, weights: Artifact) -> str | None:
+    """The files of the weights that are newer than an artifact made of them, by name."""
+    since = float(weights.manifest.provenance.get("started", 0.0))
+    changed = []
+    for place in config.location().values():
+        with contextlib.suppress(OSError):
+            found = Path(place).stat()
+            if max(found.st_mtime, found.st_ctime) > since:
+                changed.append(Path(place).name)
+    return f"{', '.join(changed)} changed" if changed else None
+
+
 STAGE = Stage(
     name="weights",
     version=1,
@@ -84,4 +134,6 @@ STAGE = Stage(
     run=_run,
     source=lambda config: Source(config.fingerprint(), config.location()),
     identified_by_content=True,
+    predict=_predict,
+    changed_source=_changed_source,
 )

@@ -12,12 +12,14 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from patchsae.pipeline.backbones.backbone import BackboneConfig
+from patchsae.pipeline.backbones.effort import load_amounts, text_amounts
 from patchsae.pipeline.backbones.weights import load_backbone
 from patchsae.pipeline.core.config import Config, Unhashed
 from patchsae.pipeline.core.open_clip_data import imagenet_templates
+from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Upstreams
 from patchsae.pipeline.core.stage import Inputs, Runtime, Stage
 from patchsae.pipeline.images.dataset import DatasetConfig
-from patchsae.pipeline.images.tables import class_names_of
+from patchsae.pipeline.images.tables import class_names_of, expected_classes
 from patchsae.storage.artifacts import Artifact, Builder
 from patchsae.storage.keys import digest_json
 from patchsae.storage.manifest import Summary
@@ -85,10 +87,24 @@ def load_classifier(artifact: Artifact, device: str = "cpu") -> tuple[Tensor, fl
     return tensors["weights"].to(device), float(tensors["logit_scale"])
 
 
+def _predict(config: ClassifierConfig, inputs: Upstreams) -> Prediction:
+    names, width = expected_classes(inputs["images"]), inputs["weights"].fact("width")
+    if names is None or width is None:
+        return Prediction()
+    # The embedding of CLIP's models has about as many channels as the image tower, or fewer.
+    n_bytes = MANIFEST_BYTES + 200 + 4 * len(names) * width * 3 // 4
+    effort = [
+        *load_amounts(inputs["weights"]),
+        *text_amounts(config.backbone, inputs["weights"], len(names) * len(config.templates)),
+    ]
+    return Prediction({"n_classes": len(names)}, n_bytes, 0, effort)
+
+
 STAGE = Stage(
     name="classifier",
     version=1,
     section="evaluations",
     description="Zero-shot classifiers from prompts.",
     run=_run,
+    predict=_predict,
 )

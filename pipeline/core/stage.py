@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from patchsae.pipeline.core.config import Config
+from patchsae.pipeline.core.prediction import Prediction, Source, Upstreams
 from patchsae.pipeline.core.progress import AddressedReporter, Reporter
 from patchsae.pipeline.core.resources import Resources
 from patchsae.storage.artifacts import Artifact, Builder
@@ -28,21 +29,6 @@ Section = Literal["datasets", "backbones", "saes", "evaluations"]
 
 # How often parts are computed whose files turn out damaged right after they were written.
 _ATTEMPTS = 3
-
-
-@dataclass(frozen=True)
-class Source:
-    """What is known of images or weights outside the store without reading them whole.
-
-    `fingerprint` changes when they may have changed. `location` says where they lie; it is recorded with the
-    artifact. `n_images` is the number of images, if it is known. `remarks` are sentences for the user, such as
-    which files were left out.
-    """
-
-    fingerprint: str
-    location: Mapping[str, str] = field(default_factory=dict)
-    n_images: int | None = None
-    remarks: tuple[str, ...] = ()
 
 
 class RunTogether(Protocol):
@@ -142,28 +128,6 @@ class Runtime(Resources):
         }
 
 
-@dataclass(frozen=True)
-class Upstream:
-    """What is known of an input before anything is run.
-
-    `artifact` is None if it is not in the store. `source` is None if its stage has none or it cannot be read.
-    """
-
-    artifact: Artifact | None
-    source: Source | None
-
-    def summary(self, name: str) -> int | None:
-        """A whole number from the artifact's summary; None while there is no artifact."""
-        return None if self.artifact is None else int(self.artifact.manifest.summary[name] or 0)
-
-    @property
-    def n_images(self) -> int | None:
-        """The number of images in the input; None while it is not known."""
-        if self.artifact is not None:
-            return self.summary("n_images")
-        return None if self.source is None else self.source.n_images
-
-
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """A step of the pipeline: a pure function from a config and input artifacts to an artifact.
@@ -174,9 +138,11 @@ class Stage:
     for configs with an equal `together_key`; each result is the same as if it were built alone. `source`
     describes data outside the store on which the result depends. With `identified_by_content`, the keys of
     artifacts made from this one contain a digest of its content (`Builder.identity`) instead of its key.
-    `predict_bytes` estimates the size of the result before anything is run. `changes` says for a version what
-    it does otherwise than the one before it; the plan shows it. `remarks` makes sentences for the user from the
-    summary of an artifact, which are shown at the end of a run.
+    `predict` says what is known of the result before anything is run, and raises UserError for what `run` would
+    refuse, with the same sentence, as far as that shows without weights or images. `changed_source` says what
+    changed in the data outside the store since an artifact of the same data was made, if it can tell. `changes`
+    says for a version what it does otherwise than the one before it; the plan shows it. `remarks` makes sentences
+    for the user from the summary of an artifact, which are shown at the end of a run.
     """
 
     name: str
@@ -189,7 +155,8 @@ class Stage:
     together_key: Callable[[Any], Hashable] | None = None
     source: Callable[[Any], Source] | None = None
     identified_by_content: bool = False
-    predict_bytes: Callable[[Any, Mapping[str, Upstream]], int | None] | None = None
+    predict: Callable[[Any, Upstreams], Prediction] | None = None
+    changed_source: Callable[[Any, Artifact], str | None] | None = None
     changes: Mapping[int, str] = field(default_factory=dict)
     remarks: Callable[[Summary], Sequence[str]] | None = None
 

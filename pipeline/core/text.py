@@ -28,6 +28,17 @@ def size(n_bytes: int | None) -> str:
     return "?" if n_bytes is None else decimal(n_bytes)
 
 
+def duration(seconds: float | None) -> str:
+    """Seconds as text with two digits, such as `0.3 s`, `12 s`, `4 min`, `2.5 h`; `?` for None."""
+    if seconds is None:
+        return "?"
+    for unit, least in (("d", 86_400 * 2), ("h", 5_400), ("min", 90)):
+        if seconds >= least:
+            amount = seconds / {"d": 86_400, "h": 3_600, "min": 60}[unit]
+            return f"{amount:.1f} {unit}" if amount < 9.95 else f"{amount:,.0f} {unit}"
+    return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+
+
 def number(value: float | int | str | None) -> str:
     """A value of a summary as text: `1,234` for counts, four digits for fractions, 16 digits of a digest."""
     if value is None:

@@ -6,13 +6,14 @@ It needs no Prefect, so a plan, and a run with nothing to do, start no server.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from patchsae.pipeline.core.text import nearest
 from patchsae.pipeline.experiment.experiment import Experiment, load
-from patchsae.pipeline.experiment.plan import Planned, Planner, check_space
+from patchsae.pipeline.experiment.forecast import check_space
+from patchsae.pipeline.experiment.plan import Planned, Planner
 from patchsae.storage.errors import UserError
 from patchsae.storage.keys import digest_json
 from patchsae.storage.store import Store
@@ -38,7 +39,7 @@ class Work:
         return self.planner.store
 
     def to_do(self) -> list[str]:
-        """The wanted addresses that a run would build, in the order of the plan."""
+        """The wanted addresses that a run would build, or may build, in the order of the plan."""
         return [a for a in self.planned if a in self.wanted and (a in self.again or self.planned[a].has_work)]
 
     def to_write(self) -> dict[str, Planned]:
@@ -55,8 +56,8 @@ def _again(store: Store, item: Planned) -> Planned:
     if item.key is None:
         return replace(item, again=True)
     rebuild = store.rebuild_of(store.at(item.node.stage.name, item.key))
-    n_bytes = rebuild.n_bytes() if item.state == "cached" else item.n_bytes_done
-    return replace(item, again=True, n_bytes_done=n_bytes)
+    n_bytes = rebuild.n_bytes() if item.state == "cached" else item.n_bytes_there
+    return replace(item, again=True, n_bytes_there=n_bytes)
 
 
 def store_uri(given: str | None) -> str:
@@ -88,7 +89,7 @@ def work_on(
     record: str | None = None,
 ) -> Work:
     """Plans an experiment against a store. The arguments are those of `open_work` and fields of `Work`."""
-    planner = Planner(store)
+    planner = Planner(store, experiment.name)
     planned = planner.plan(experiment.nodes())
     return Work(
         experiment,
@@ -115,11 +116,11 @@ def _select(planned: dict[str, Planned], words: Sequence[str], option: str) -> s
 
 def check_can_run(work: Work) -> None:
     """Raises UserError if a wanted node cannot run or the disk is too small. Call it before a run starts."""
-    for address in work.to_do():
-        item = work.planned[address]
-        if item.state == "blocked":
-            raise UserError(f"{address}: {_root_cause(work, item).why}")
-        for needed in item.node.inputs.values():
+    to_do = work.to_do()
+    if faults := causes(work, to_do):
+        raise UserError("\n".join(f"{address}: {why}" for address, (why, _) in faults.items()))
+    for address in to_do:
+        for needed in work.planned[address].node.inputs.values():
             if needed not in work.wanted and work.planned[needed].state != "cached":
                 raise UserError(
                     f"{address} needs {needed}, which is not in the store and not among the stages to run; run that "
@@ -129,22 +130,28 @@ def check_can_run(work: Work) -> None:
     work.store.check_writable()
 
 
-def _root_cause(work: Work, item: Planned) -> Planned:
-    blocked = [work.planned[a] for a in item.node.inputs.values() if work.planned[a].state == "blocked"]
-    return _root_cause(work, blocked[0]) if blocked else item
+def causes(work: Work, addresses: Iterable[str]) -> dict[str, tuple[str, list[str]]]:
+    """What blocks some nodes: address of a node that cannot run -> why, and which of them it blocks beside itself."""
+    found: dict[str, tuple[str, list[str]]] = {}
+    for address in addresses:
+        item = work.planned[address]
+        if item.state == "blocked":
+            cause = str(item.cause)
+            _, others = found.setdefault(cause, (work.planned[cause].why, []))
+            if address != cause:
+                others.append(address)
+    return found
 
 
-DisplayState = Literal["cached", "to run", "resumes", "blocked"]
+DisplayState = Literal["cached", "to run", "resumes", "perhaps", "blocked"]
 
 
 def display_state(item: Planned) -> DisplayState:
     """The state of a planned node as users see it. A damaged artifact is shown as one that will run."""
     match item.state:
-        case "cached":
-            return "cached"
+        case "cached" | "perhaps" | "blocked":
+            return item.state
         case "resume":
             return "resumes"
-        case "blocked":
-            return "blocked"
         case _:
             return "to run"

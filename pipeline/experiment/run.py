@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from patchsae.pipeline.core.execute import Assignment, execute
+from patchsae.pipeline.core.graph import Node
 from patchsae.pipeline.core.stage import Runtime
 from patchsae.pipeline.core.text import number
 from patchsae.pipeline.experiment.plan import Planned
@@ -42,34 +43,37 @@ def groups(work: Work, runtime: Runtime) -> Iterator[Group]:
     experiment's record is written before a group is built, and cannot be forgotten until the run ends, so that
     `patchsae gc` deletes nothing that the run has reached. Raises UserError for a node that cannot be built.
     """
-    with work.store.records.running(_record(work, work.planned)):
+    with work.store.records.running(_Recorder(work).record):
         yield from _groups(work, runtime)
 
 
 def _groups(work: Work, runtime: Runtime) -> Iterator[Group]:
     planned: dict[str, Planned] = {}
     built: set[str | None] = set()
+    later = _Later(work)
+    record = _Recorder(work)
     # Written before anything is looked up, so that `gc` deletes nothing that is about to be used.
-    remember(work, newest=True)
+    record.write({}, newest=True)
     for address, before in work.planned.items():
-        item = planned[address] = _again(work, work.planner.node(before.node, planned), built)
+        item = planned[address] = _looked_at(work, before.node, planned, built)
         if address not in work.wanted:
             continue
         if not item.has_work and item.key not in built:
             _LOG.info("%s is in the store: %s", address, item.key)
-        later = [
-            _again(work, work.planner.node(other.node, planned), built)
-            for a, other in work.planned.items()
-            if item.node.stage.together_key is not None and item.has_work
-            if a in work.wanted and a not in planned and other.node.inputs == before.node.inputs
-        ]
-        group = [item, *companions(item, later)[: runtime.members - 1]]
+        group = [item, *later.companions(item, planned, built, runtime.members - 1)]
         # With all its members, which are built now although their turn comes later.
-        remember(work, {**planned, **{member.node.address: member for member in group}})
+        record.write({**planned, **{member.node.address: member for member in group}})
         yield Group(group, _building(work, group, dict(planned), runtime))
         built |= {member.key for member in group}
-        planned[address] = work.planner.node(before.node, planned)
-    remember(work, planned)
+        planned[address] = work.planner.node(before.node, planned, explain=False)
+    record.write(planned)
+
+
+def _looked_at(
+    work: Work, node: Node, planned: Mapping[str, Planned], built: Container[str | None]
+) -> Planned:
+    """The plan of a node now, marked if it is to be built again."""
+    return _again(work, work.planner.node(node, planned, explain=False), built)
 
 
 def run(work: Work, runtime: Runtime) -> dict[str, Artifact]:
@@ -77,29 +81,53 @@ def run(work: Work, runtime: Runtime) -> dict[str, Artifact]:
     return {group.first.node.address: group.build()[0] for group in groups(work, runtime)}
 
 
-def _again(work: Work, item: Planned, built: set[str | None]) -> Planned:
+def _again(work: Work, item: Planned, built: Container[str | None]) -> Planned:
     """`item`, marked with `again` if the user asked to build it again and this run has not done so yet."""
     if item.node.address not in work.again or item.key in built:
         return item
     return replace(item, again=True, why="asked to run again")
 
 
-def companions(item: Planned, others: Sequence[Planned]) -> list[Planned]:
-    """Those of `others` that can be built in the same pass as `item`, such as other SAEs of a sweep."""
-    stage = item.node.stage
-    if stage.together_key is None or not item.has_work:
-        return []
-    found: dict[str, Planned] = {}
-    for other in others:
-        if (
-            other.node.stage is stage
-            and other.has_work
-            and other.key not in (None, item.key)
-            and other.node.inputs == item.node.inputs
-            and stage.together_key(other.node.config) == stage.together_key(item.node.config)
-        ):
-            found.setdefault(str(other.key), other)
-    return list(found.values())
+class _Later:
+    """Finds nodes whose turn comes later and that can be built in the same pass as one, such as a sweep's SAEs.
+
+    A node that was found to be built is not looked at again before its turn.
+    """
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._alike: dict[Hashable, list[Node]] = {}
+        for address, item in work.planned.items():
+            if address in work.wanted and (alike := _pass_of(item.node)) is not None:
+                self._alike.setdefault(alike, []).append(item.node)
+
+    def companions(
+        self, item: Planned, planned: Mapping[str, Planned], built: Container[str | None], most: int
+    ) -> list[Planned]:
+        """At most `most` nodes that are to be built together with `item`."""
+        alike = _pass_of(item.node)
+        if alike is None or not item.has_work:
+            return []
+        found: dict[str, Planned] = {}
+        left = []
+        for node in self._alike[alike]:
+            if node.address in planned:
+                continue
+            if len(found) == most:
+                left.append(node)
+                continue
+            other = _looked_at(self._work, node, planned, built)
+            if other.has_work and other.state != "blocked" and other.key not in (None, item.key, *found):
+                found[str(other.key)] = other
+        self._alike[alike] = left
+        return list(found.values())
+
+
+def _pass_of(node: Node) -> Hashable:
+    """Nodes can be built in one pass if this is equal and not None."""
+    if node.stage.together_key is None:
+        return None
+    return node.stage.name, tuple(sorted(node.inputs.items())), node.stage.together_key(node.config)
 
 
 def _building(
@@ -176,26 +204,47 @@ def tidy(work: Work) -> None:
                     work.store.tidy(artifact)
 
 
-def remember(work: Work, planned: Mapping[str, Planned] | None = None, newest: bool = False) -> None:
-    """Writes the record of the experiment: its configs, and the artifact of every node whose key is known.
+def remember(work: Work) -> None:
+    """Writes the record of the experiment, as the newest of its name: its configs, and the artifact of every node
+    whose key is known."""
+    _Recorder(work).write({}, newest=True)
 
-    `planned` holds newer plans than `work.planned`. A node whose key is not known keeps what the last run
-    of this experiment recorded. With `newest`, the record becomes the one of its name.
+
+class _Recorder:
+    """Writes the record of an experiment, and writes it again when more keys are known.
+
+    A node whose key is not known keeps what the last run of this experiment recorded.
     """
-    record = _record(work, {**work.planned, **(planned or {})})
-    work.store.records.write(
-        work.record, record, newest, lambda: _LOG.warning("`patchsae gc` is deleting; waiting for it.")
-    )
 
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._experiment = work.experiment.model_dump(mode="json")
+        self._nodes: dict[str, RecordedNode] = {}
+        old = work.store.records.of(work.record, ExperimentRecord({}, self._experiment))
+        if old is not None:
+            self._nodes = {a: old.nodes[a] for a in work.planned.keys() & old.nodes.keys()}
+        self._add(work.planned)
 
-def _record(work: Work, planned: Mapping[str, Planned]) -> ExperimentRecord:
-    experiment = work.experiment.model_dump(mode="json")
-    nodes: dict[str, RecordedNode] = {}
-    old = work.store.records.of(work.record, ExperimentRecord({}, experiment))
-    if old is not None:
-        nodes = {address: old.nodes[address] for address in planned.keys() & old.nodes.keys()}
-    for address, item in planned.items():
-        if item.key is not None:
-            names = {name: value for name, value in vars(item.node.names).items() if value is not None}
-            nodes[address] = RecordedNode(item.node.stage.name, item.key, names, item.node.inputs)
-    return ExperimentRecord(nodes, experiment)
+    def _add(self, planned: Mapping[str, Planned]) -> bool:
+        """Notes the nodes whose keys are known. Returns whether that changes the record."""
+        before = dict(self._nodes)
+        for address, item in planned.items():
+            if item.key is not None:
+                names = {name: value for name, value in vars(item.node.names).items() if value is not None}
+                self._nodes[address] = RecordedNode(item.node.stage.name, item.key, names, item.node.inputs)
+        return self._nodes != before
+
+    @property
+    def record(self) -> ExperimentRecord:
+        return ExperimentRecord(self._nodes, self._experiment)
+
+    def write(self, planned: Mapping[str, Planned], newest: bool = False) -> None:
+        """Writes the record if `planned` adds to it. With `newest` it is written in any case, and becomes the one
+        of its name."""
+        if self._add(planned) or newest:
+            self._work.store.records.write(
+                self._work.record,
+                self.record,
+                newest,
+                lambda: _LOG.warning("`patchsae gc` is deleting; waiting for it."),
+            )

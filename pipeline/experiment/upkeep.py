@@ -170,7 +170,7 @@ def drop_damaged(store: Store, found: Found) -> Dropped:
         # What follows goes first: a process killed in between leaves the damage, which is found again.
         for artifact in damage.made_from_it:
             if artifact not in dropped.made_from_them:
-                _try(store, artifact, _discard, dropped.made_from_them, dropped.left)
+                _try(store, artifact, _discard_with_note, dropped.made_from_them, dropped.left)
         if any(artifact in dropped.left for artifact in damage.made_from_it):
             dropped.left[damage.artifact] = "what was made from it must be dropped first"
             continue
@@ -183,6 +183,7 @@ def drop_damaged(store: Store, found: Found) -> Dropped:
 def _drop(store: Store, artifact: Artifact) -> None:
     damage = _damage_of(store, artifact)
     if damage is not None:
+        store.note_dropped(artifact, "was damaged, and dropped by `verify --discard`")
         store.drop(damage.artifact, refuse)
         store.drop_files(damage.artifact, damage.files)
 
@@ -199,6 +200,11 @@ def _try(store: Store, artifact: Artifact, act: Act, done: list[Artifact], left:
             left[artifact] = "a process builds or reads it; try again when it has ended"
     except UserError as error:
         left[artifact] = str(error)
+
+
+def _discard_with_note(store: Store, artifact: Artifact) -> None:
+    store.note_dropped(artifact, "was dropped by `verify --discard` with the damaged one it was made from")
+    store.discard(artifact, refuse)
 
 
 def _discard(store: Store, artifact: Artifact) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 from PIL import Image
 
 from patchsae.pipeline.core.config import Config
-from patchsae.pipeline.core.stage import Source
+from patchsae.pipeline.core.prediction import Source
 from patchsae.pipeline.images.pixels import Facts, Reading
 
 
@@ -110,13 +112,29 @@ class DatasetConfig(Config):
         """How pixels of image files are read, for images from outside that are to be read alike."""
         return Reading()
 
+    def file_of(self, source: str) -> Path | None:
+        """The file of an image, given by the `source` of its record; None if it has no file of its own."""
+        return None
+
     def expected_images(self) -> int | None:
         """The number of images, if the config alone says it; None otherwise. Only predictions use it."""
         return None
 
+    def expected_splits(self) -> Mapping[str, int] | None:
+        """The number of images of each split, if the config alone says it; None otherwise."""
+        return None
+
     def source(self) -> Source:
-        """The fingerprint, location and number of the images. Raises UserError if they are not there."""
+        """The fingerprint, location, splits and classes of the images. Raises UserError if they are not there."""
         dataset = self.build()
-        expected = self.expected_images()
-        n_images = len(dataset.records()) if expected is None else expected
-        return Source(dataset.fingerprint(), self.location(), n_images, tuple(dataset.remarks()))
+        fingerprint, splits = dataset.fingerprint(), self.expected_splits()
+        if splits is None:
+            splits = Counter(record.split for record in dataset.records())
+        return Source(
+            fingerprint,
+            self.location(),
+            sum(splits.values()),
+            splits,
+            dataset.class_names(),
+            tuple(dataset.remarks()),
+        )

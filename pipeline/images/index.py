@@ -13,18 +13,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Upstreams
 from patchsae.pipeline.core.stage import Inputs, Runtime, Stage
+from patchsae.pipeline.images.changes import changed_images
 from patchsae.pipeline.images.dataset import Dataset, DatasetConfig, Record
 from patchsae.pipeline.images.files import count, names, reason
+from patchsae.pipeline.images.speed import images_probe
 from patchsae.pipeline.images.tables import CLASSES, CORRUPT_IMAGES, IMAGE_LABELS, IMAGES
 from patchsae.storage.artifacts import Builder
 from patchsae.storage.errors import UserError
 from patchsae.storage.keys import canonical_json, digest_bytes
 from patchsae.storage.manifest import Summary
+from patchsae.storage.tables import expected_bytes
 
 _IMAGES_PER_PART = 4096
 _SHOWN_ERRORS = 3
 _Row = Mapping[str, Any]
+# The digest of an image, which does not compress well, and its name.
+_BYTES_PER_ROW = 60
+_SCRATCH_PER_ROW = 110
 
 
 def ordered(records: Sequence[Record]) -> list[Record]:
@@ -231,6 +238,24 @@ def _inspect_all(
     return facts
 
 
+def _predict(config: DatasetConfig, inputs: Upstreams) -> Prediction:
+    source = inputs["source"].source
+    n_images = config.expected_images() if source is None else source.n_images
+    if n_images is None:
+        return Prediction()
+    n_classes = len(source.class_names or ()) if source is not None else 0
+    n_bytes = (
+        MANIFEST_BYTES
+        + expected_bytes(IMAGES, n_images, _BYTES_PER_ROW)
+        + expected_bytes(CLASSES, n_classes, 16)
+        + expected_bytes(CORRUPT_IMAGES, 0, 0)
+    )
+    effort = [(images_probe(config, source, decode=False), n_images)] if source is not None else None
+    return Prediction(
+        {"n_images": n_images, "n_classes": n_classes}, n_bytes, _SCRATCH_PER_ROW * n_images, effort
+    )
+
+
 STAGE = Stage(
     name="index",
     version=2,
@@ -240,6 +265,8 @@ STAGE = Stage(
     run=_run,
     source=lambda config: config.source(),
     identified_by_content=True,
+    predict=_predict,
+    changed_source=changed_images,
     changes={
         2: "turns images by their EXIF orientation and puts transparent ones on a background; what follows is done "
         "again only if an image is one of these"

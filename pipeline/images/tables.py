@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 
+from patchsae.pipeline.core.prediction import Upstream
 from patchsae.pipeline.core.text import nearest
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.errors import UserError
 from patchsae.storage.tables import Column, TableSchema
+
+# The entry `splits` of the summary of an index: `train 4,000`, without the comma.
+_SPLIT = re.compile(r"(.+?) (\d+)(?:, |$)")
 
 IMAGES = TableSchema(
     "images",
@@ -88,9 +93,13 @@ def split_range(images: Artifact, split: str) -> range:
     rows = images.scan("images").select("image", "split").collect()
     chosen = rows.filter(rows["split"] == split)["image"]
     if chosen.is_empty():
-        known = ", ".join(f"`{name}`" for name in rows["split"].unique(maintain_order=True))
-        raise UserError(f"split `{split}`: no image has it; this dataset has {known}.")
+        raise _no_split(split, rows["split"].unique(maintain_order=True))
     return range(int(chosen[0]), int(chosen[-1]) + 1)
+
+
+def _no_split(split: str, known: Iterable[str]) -> UserError:
+    names = ", ".join(f"`{name}`" for name in known)
+    return UserError(f"split `{split}`: no image has it; this dataset has {names}.")
 
 
 def rows_of(
@@ -104,18 +113,57 @@ def rows_of(
     """
     rows = np.array(split_range(images, split), np.int64)
     if classes is not None:
-        names = class_names_of(images)
-        for one in classes:
-            if one not in names and not (isinstance(one, int) and 0 <= one < len(names)):
-                raise UserError(f"classes: the dataset has no class `{one}`{nearest(str(one), names)}")
-        wanted = {i for i, name in enumerate(names) if i in classes or name in classes}
+        wanted = _wanted(class_names_of(images), classes)
         position, label = label_sets_of(images).pairs(rows)
-        rows = rows[np.unique(position[np.isin(label, sorted(wanted))])]
+        rows = rows[np.unique(position[np.isin(label, wanted)])]
         if not len(rows):
             raise UserError(
                 f"classes: no image of the split `{split}` is of one of {', '.join(map(str, classes))}."
             )
     return rows[:limit]
+
+
+def _wanted(names: Sequence[str], classes: Sequence[int | str]) -> list[int]:
+    """The ids of classes that are given by name or id. Raises UserError if there is no such class."""
+    for one in classes:
+        if one not in names and not (isinstance(one, int) and 0 <= one < len(names)):
+            raise UserError(f"classes: the dataset has no class `{one}`{nearest(str(one), names)}")
+    return [i for i, name in enumerate(names) if i in classes or name in classes]
+
+
+def expected_rows(
+    images: Upstream, split: str, classes: Sequence[int | str] | None = None, limit: int | None = None
+) -> int | None:
+    """About how many rows `rows_of` will give, before the images are indexed; None if that is not known.
+
+    Raises UserError, as `rows_of` does, if the split or a class is known not to exist.
+    """
+    splits = expected_splits(images)
+    if splits is None:
+        return None
+    if split not in splits:
+        if images.artifact is not None:
+            split_range(images.artifact, split)
+        raise _no_split(split, splits)
+    n = splits[split]
+    if classes is not None and (names := expected_classes(images)):
+        n = -(-n * len(_wanted(names, classes)) // len(names))
+    return n if limit is None else min(n, limit)
+
+
+def expected_splits(images: Upstream) -> Mapping[str, int] | None:
+    """The number of images of each split, from the summary of the index or from the images themselves."""
+    if images.artifact is not None:
+        told = str(images.artifact.manifest.summary["splits"])
+        return {split: int(n) for split, n in _SPLIT.findall(told)}
+    return None if images.source is None else images.source.splits
+
+
+def expected_classes(images: Upstream) -> Sequence[str] | None:
+    """The names of the classes, from the index or from the images themselves; None if they are not known."""
+    if images.artifact is not None:
+        return class_names_of(images.artifact)
+    return None if images.source is None else images.source.class_names
 
 
 def labels_of(images: Artifact) -> np.ndarray:

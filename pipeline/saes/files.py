@@ -5,17 +5,20 @@ The stage `import` (`pipeline.saes.import_`) and the command line use it.
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from patchsae.pipeline.core.text import nearest
 from patchsae.pipeline.saes.formats import dictionary_learning, reference, sae_lens, saev
-from patchsae.pipeline.saes.formats.checked import check, read_safetensors
+from patchsae.pipeline.saes.formats.checked import check, missing, read_safetensors, read_state
 from patchsae.pipeline.saes.sae import CONFIG, WEIGHTS, Sae, sae_from_tensors
 from patchsae.storage.errors import UserError
 from patchsae.storage.keys import digest_file, digest_json
@@ -145,6 +148,35 @@ def fingerprint(path: Path, format_name: str | None = None) -> str:
             raise UserError(f"{file}: no such file; it is part of the SAE at {path}.")
         digests[file.name if path.is_dir() else "file"] = digest_file(file)
     return digest_json(digests)
+
+
+def shape(path: Path, format_name: str | None = None) -> tuple[int, int] | None:
+    """(channels, latents) of the SAE at `path`, without its values; None if its files do not tell.
+
+    Raises UserError, as `load` does, if they cannot be read.
+    """
+    name = format_name or recognise(path)
+    file = _known(path, name).paths(path)[-1]
+    where = str(file)
+    if file.suffix == ".safetensors":
+        try:
+            with safe_open(file, "pt") as tensors:
+                shapes = {one: tensors.get_slice(one).get_shape() for one in tensors.keys()}  # noqa: SIM118
+        except OSError as error:
+            raise missing(file, error) from None
+        except SafetensorError as error:
+            raise UserError(f"{file}: not a readable safetensors file ({error}); get it again.") from None
+    else:
+        if name == "saev":
+            _, _, weights = file.read_bytes().partition(b"\n")
+            state = read_state(io.BytesIO(weights), where, "meta")
+        elif name == "reference":
+            state = reference.read_tensors(file, "meta")
+        else:
+            state = read_state(file, where, "meta")
+        shapes = {one: list(tensor.shape) for one, tensor in state.items() if isinstance(tensor, Tensor)}
+    found = shapes.get("W_enc") or shapes.get("encoder.weight", [])[::-1]
+    return (found[0], found[1]) if len(found) == 2 else None
 
 
 def save_files(sae: Sae, format_name: str) -> dict[str, bytes]:

@@ -5,12 +5,12 @@ Later stages (statistics, masking) use it like a trained one. The content of its
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from patchsae.pipeline.core.config import Location, Unhashed
-from patchsae.pipeline.core.stage import Inputs, Runtime, Source, Stage, Upstream
+from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Source, Upstreams
+from patchsae.pipeline.core.stage import Inputs, Runtime, Stage
 from patchsae.pipeline.saes import files
 from patchsae.pipeline.saes.sae import SaeConfig, save_sae
 from patchsae.storage.activations import Activations
@@ -40,10 +40,7 @@ def _run(config: ImportedConfig, inputs: Inputs, out: Builder, runtime: Runtime)
     sae = files.load(config.source(), config.format)
     width = Activations(inputs["activations"]).width
     if sae.width != width:
-        raise UserError(
-            f"{config.path}: this SAE takes {sae.width} channels and the backbone's activations have "
-            f"{width}; give the backbone and hook_block it was trained on."
-        )
+        raise _other_width(config, sae.width, width)
     save_sae(out, sae, config.key_config())
     return {"n_latents": sae.n_latents, "width": sae.width, "activation": sae.activation}
 
@@ -53,12 +50,25 @@ def _look(config: ImportedConfig) -> Source:
     return Source(files.fingerprint(path, config.format), {"path": str(path.absolute())})
 
 
-def _predict_bytes(config: ImportedConfig, inputs: Mapping[str, Upstream]) -> int | None:
-    try:
-        paths = files.paths(config.source(), config.format)
-    except UserError:
-        return None  # `_look` raises the same error, and the plan shows it.
-    return sum(file.stat().st_size for file in paths if file.is_file())
+def _predict(config: ImportedConfig, inputs: Upstreams) -> Prediction:
+    if inputs["source"].source is None:
+        return Prediction()  # `_look` raised an error, and the plan shows it.
+    paths = files.paths(config.source(), config.format)
+    n_bytes = sum(file.stat().st_size for file in paths if file.is_file())
+    shape = files.shape(config.source(), config.format)
+    if shape is None:
+        return Prediction({}, n_bytes + MANIFEST_BYTES)
+    width = inputs["activations"].fact("width")
+    if width is not None and shape[0] != width:
+        raise _other_width(config, shape[0], width)
+    return Prediction({"n_latents": shape[1], "width": shape[0]}, n_bytes + MANIFEST_BYTES, 0, [])
+
+
+def _other_width(config: ImportedConfig, width: int, of_backbone: int) -> UserError:
+    return UserError(
+        f"{config.path}: this SAE takes {width} channels and the backbone's activations have "
+        f"{of_backbone}; give the backbone and hook_block it was trained on."
+    )
 
 
 STAGE = Stage(
@@ -69,5 +79,5 @@ STAGE = Stage(
     description="SAEs that were trained elsewhere.",
     run=_run,
     source=_look,
-    predict_bytes=_predict_bytes,
+    predict=_predict,
 )

@@ -156,6 +156,9 @@ class TrainedSaeConfig(SaeConfig):
     def count_latents(self, width: int) -> int:
         return self.n_latents or self.expansion * width
 
+    def check(self, n_latents: int) -> None:
+        """Raises UserError if a hyperparameter does not fit the number of latents."""
+
     def start(self, sample: Tensor, tokens_per_image: int) -> Sae:
         """The weights at step 0; the arguments are those of `objective`."""
         return start(

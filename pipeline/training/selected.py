@@ -33,11 +33,13 @@ class SelectedConfig(AuxKConfig):
     k: int = Field(32, ge=1)
     """Latents per token. A selection over the batch (`batch_topk`) keeps k per token on average."""
 
-    def start(self, sample: Tensor, tokens_per_image: int) -> Sae:
-        """The weights at step 0. Raises UserError if k is larger than the number of latents."""
-        n_latents = self.count_latents(sample.shape[1])
+    def check(self, n_latents: int) -> None:
         if self.k > n_latents:
             raise UserError(f"k is {self.k}, but the SAE has {n_latents} latents; set a smaller k.")
+
+    def start(self, sample: Tensor, tokens_per_image: int) -> Sae:
+        """The weights at step 0. Raises UserError if k is larger than the number of latents."""
+        self.check(self.count_latents(sample.shape[1]))
         return super().start(sample, tokens_per_image)
 
 

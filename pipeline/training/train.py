@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -21,11 +21,13 @@ from torch import Tensor
 
 from patchsae.pipeline.activations.stream import Batch, Stream
 from patchsae.pipeline.core.interrupts import Abandoned, abandonable, deferred_signals
+from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Upstreams
 from patchsae.pipeline.core.prefetch import prefetch
-from patchsae.pipeline.core.stage import Inputs, Runtime, Stage, Upstream
-from patchsae.pipeline.images.tables import split_range
+from patchsae.pipeline.core.stage import Inputs, Runtime, Stage
+from patchsae.pipeline.images.tables import expected_rows, split_range
 from patchsae.pipeline.saes.sae import save_sae
 from patchsae.pipeline.training import torchrun
+from patchsae.pipeline.training.effort import step_amounts
 from patchsae.pipeline.training.member import Member
 from patchsae.pipeline.training.metrics import TRAINING
 from patchsae.pipeline.training.objective import TrainedSaeConfig
@@ -35,6 +37,7 @@ from patchsae.storage.activations import Activations
 from patchsae.storage.artifacts import Artifact, Builder
 from patchsae.storage.errors import UserError
 from patchsae.storage.manifest import Summary
+from patchsae.storage.tables import expected_bytes
 
 _LOADER_THREADS = 2
 # The table `training` is rewritten about this often, for those who watch it, and at every checkpoint.
@@ -42,6 +45,8 @@ _SECONDS_BETWEEN_TABLES = 5.0
 # A weight that is not finite usually shows in the next loss. All weights are also checked every so many
 # steps, and after the last step, which no loss follows.
 _STEPS_BETWEEN_CHECKS = 100
+# Bytes of a row of the table `training`, and of config.json.
+_BYTES_PER_ROW, _CONFIG_BYTES = 90, 1_000
 
 
 def stream_key(config: TrainedSaeConfig) -> Hashable:
@@ -87,7 +92,7 @@ def begin(
     first = configs[0]
     activations = Activations(inputs["activations"])
     if first.tokens == "prefix" and not activations.layout.n_prefix:
-        raise UserError("tokens `prefix`: this backbone has no prefix tokens; set tokens: patches.")
+        raise _no_prefix()
     rows = split_range(inputs["images"], first.split)
     stream = _stream(first, activations, rows)
     # The stream's first batch is used only for initialisation, as in the reference (spec 2.2).
@@ -100,6 +105,10 @@ def begin(
         for config, out in zip(configs, outs, strict=True)
     ]
     return members, stream
+
+
+def _no_prefix() -> UserError:
+    return UserError("tokens `prefix`: this backbone has no prefix tokens; set tokens: patches.")
 
 
 def train(members: Sequence[Member], stream: Stream, runtime: Runtime, ranks: Ranks) -> None:
@@ -207,17 +216,35 @@ def _check_finite(x: Tensor, image: np.ndarray, activations: Activations) -> Non
         raise activations.not_finite(image[bad])
 
 
-def _predict_bytes(config: TrainedSaeConfig, inputs: Mapping[str, Upstream]) -> int | None:
-    """Bytes of the weights and of up to three checkpoints, each with the weights and their two moments.
-
-    None while the width is not known.
-    """
-    extracted = inputs["activations"].artifact
-    if extracted is None:
-        return None
-    width = Activations(extracted).width
+def _predict(config: TrainedSaeConfig, inputs: Upstreams) -> Prediction:
+    activations, images = inputs["activations"], inputs["images"]
+    n_images = expected_rows(images, config.split)
+    tokens, width = activations.fact("tokens_per_image"), activations.fact("width")
+    if config.tokens == "prefix" and activations.fact("n_prefix_tokens") == 0:
+        raise _no_prefix()
+    if width is None:
+        return Prediction()
     n_latents = config.count_latents(width)
-    return 4 * (2 * width * n_latents + n_latents + width) * (1 + 3 * 3)
+    config.check(n_latents)
+    n_weights = 2 * width * n_latents
+    n_rows = config.n_steps // config.log_every + 2
+    n_bytes = (
+        MANIFEST_BYTES
+        + _CONFIG_BYTES
+        + 4 * (n_weights + 2 * n_latents + width)
+        + expected_bytes(TRAINING, n_rows, _BYTES_PER_ROW)
+    )
+    # A checkpoint has the weights, their two moments, and when each latent fired last. While the third one is
+    # written, two are there; the file of the weights is written before they are deleted.
+    checkpoint = 4 * (3 * (n_weights + 2 * n_latents + width) + 2 * n_latents) + _BYTES_PER_ROW * n_rows
+    facts = {"n_latents": n_latents, "n_steps": config.n_steps}
+    if tokens is None:
+        return Prediction(facts, n_bytes, 3 * checkpoint, None, config.n_steps)
+    per_step = config.batch_size * (tokens if config.mix == "images" else 1)
+    if n_images is not None:
+        per_step = min(per_step, n_images * tokens)
+    effort = step_amounts(config, width, n_latents, per_step, config.n_steps)
+    return Prediction(facts, n_bytes, 3 * checkpoint, effort, config.n_steps)
 
 
 STAGE = Stage(
@@ -228,5 +255,5 @@ STAGE = Stage(
     run=_run,
     run_together=run_together,
     together_key=stream_key,
-    predict_bytes=_predict_bytes,
+    predict=_predict,
 )

@@ -75,7 +75,8 @@ def test_plan_runs_nothing(small: Path, tmp_path: Path) -> None:
     assert [row["address"] for row in rows] == ADDRESSES
     assert [row["state"] for row in rows] == ["to run"] * len(ADDRESSES)
     assert [row["why"] for row in rows[:3]] == ["never run", "never run", "waits for index/digits"]
-    assert rows[2]["bytes"] == 1797 * 17 * 32 * 2
+    assert 1 <= rows[2]["bytes"] / (1797 * 17 * 32 * 2) < 1.1
+    assert all(row["bytes"] > 0 and row["seconds"] > 0 for row in rows)
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -109,11 +110,23 @@ def test_plan_that_does_not_fit_leaves_with_2(
 
 def test_plan_of_the_paper_works_without_its_data(tmp_path: Path) -> None:
     result = patchsae("plan", "imagenet-vit-b16", "--store", tmp_path / "s", "--json")
-    assert result.exit_code in (0, 2), result.output  # 2: the disk is too small for it
+    assert result.exit_code == 1, result.output
     rows = json.loads(result.stdout)
     states = {row["address"].split("/")[0]: row["state"] for row in rows}
     assert states["index"] == states["train"] == states["masking"] == "blocked"
-    assert next(row for row in rows if row["stage"] == "extract")["bytes"] == 1_331_167 * 197 * 768 * 2
+    assert next(row for row in rows if row["stage"] == "extract")["bytes"] >= 1_331_167 * 197 * 768 * 2
+
+
+def test_plan_of_what_a_run_would_refuse_leaves_with_1_and_says_why(small: Path, tmp_path: Path) -> None:
+    given = (small, "--store", tmp_path / "s", "--set", "train.n_latents=4", "--set", "saes.relu.kind=topk")
+    planned = patchsae("plan", *given)
+    assert planned.exit_code == 1
+    assert (
+        "blocked: train/relu: k is 32, but the SAE has 4 latents; set a smaller k. (and so" in planned.stdout
+    )
+    # A run says the same, and starts nothing.
+    assert "train/relu: k is 32, but the SAE has 4 latents" in sentence(patchsae("run", *given))
+    assert not (tmp_path / "s").exists()
 
 
 # run, where nothing needs to be started

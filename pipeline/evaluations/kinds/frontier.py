@@ -16,6 +16,7 @@ import pyarrow as pa
 from patchsae.pipeline.classification.classifier import Prompts
 from patchsae.pipeline.core.config import Config
 from patchsae.pipeline.core.graph import Names
+from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Upstreams
 from patchsae.pipeline.core.stage import Inputs, Runtime, Stage
 from patchsae.pipeline.core.text import nearest
 from patchsae.pipeline.evaluations.evaluation import EvaluationConfig, HeldOutConfig, Wiring
@@ -24,7 +25,7 @@ from patchsae.storage.artifacts import Builder
 from patchsae.storage.errors import UserError
 from patchsae.storage.keys import digest_json
 from patchsae.storage.manifest import Summary
-from patchsae.storage.tables import Column, TableSchema
+from patchsae.storage.tables import Column, TableSchema, expected_bytes
 
 _MEASURED = (
     ("l0", "Mean over tokens of the number of latents above 0."),
@@ -162,6 +163,13 @@ def _run(config: FrontierStageConfig, inputs: Inputs, out: Builder, runtime: Run
     return {"n_saes": len(rows), "n_on_frontier": int(best.sum())}
 
 
+def _predict(config: FrontierStageConfig, inputs: Upstreams) -> Prediction:
+    n_saes = (len(inputs) - 1) // 2
+    # Beside the rows, the manifest names two inputs, each in three places, for every SAE.
+    n_bytes = MANIFEST_BYTES + 500 * n_saes + expected_bytes(FRONTIER, n_saes, 250)
+    return Prediction({"n_saes": n_saes}, n_bytes, 0, [])
+
+
 STAGE = Stage(
     name="frontier",
     version=3,
@@ -169,4 +177,5 @@ STAGE = Stage(
     uses_gpu=False,
     description="SAEs side by side.",
     run=_run,
+    predict=_predict,
 )

@@ -14,13 +14,17 @@ import torch
 from pydantic import Field, field_validator
 
 from patchsae.pipeline.backbones.backbone import BackboneConfig
+from patchsae.pipeline.backbones.effort import image_amounts, load_amounts
 from patchsae.pipeline.classification.classifier import Prompts
 from patchsae.pipeline.classification.zero_shot import ZeroShot
 from patchsae.pipeline.core.config import INLINE, Config, EvaluationName, OptionalDatasetName, Unhashed
 from patchsae.pipeline.core.graph import Names
+from patchsae.pipeline.core.machine import memory
+from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Upstreams
 from patchsae.pipeline.core.stage import Inputs, PartStage, Runtime, Stage
 from patchsae.pipeline.evaluations.evaluated import EvaluatedImages, choose_encoder, open_encoder
 from patchsae.pipeline.evaluations.evaluation import EvaluationConfig, ImagesConfig, Wiring
+from patchsae.pipeline.evaluations.foreseen import foresee
 from patchsae.pipeline.evaluations.kinds.statistics import StatisticsConfig
 from patchsae.pipeline.evaluations.masking.sweep import Correct, count_correct
 from patchsae.pipeline.evaluations.masking.table import (
@@ -30,15 +34,17 @@ from patchsae.pipeline.evaluations.masking.table import (
     masking_summary,
 )
 from patchsae.pipeline.evaluations.statistics.rankings import class_ranking, dataset_ranking, random_ranking
-from patchsae.pipeline.images.tables import class_names_of, labels_of
+from patchsae.pipeline.images.tables import class_names_of, expected_classes, labels_of
 from patchsae.pipeline.saes.sparse.latents import images_per_block
 from patchsae.storage.artifacts import Builder
 from patchsae.storage.errors import UserError
 from patchsae.storage.manifest import Summary
 from patchsae.storage.scratch import ScratchArrays
+from patchsae.storage.tables import expected_bytes
 
 Selection = Literal["class", "dataset", "random"]
 _RANKINGS = "rankings"
+_BYTES_PER_ROW = 8
 
 
 class MaskingConfig(EvaluationConfig, ImagesConfig):
@@ -169,13 +175,17 @@ def _prepare(config: MaskingStageConfig, inputs: Inputs, out: Builder, runtime: 
 
 def _check_classes(config: MaskingStageConfig, inputs: Inputs) -> None:
     if "class" in config.masking.selections:
-        here, there = (class_names_of(inputs[role]) for role in ("images", "selection_images"))
-        if here != there:
-            raise UserError(
-                f"masking: the dataset has other classes ({len(here)}) than the one its "
-                f"latents are selected on ({len(there)}); make statistics of this dataset, or leave `class` out of "
-                "`selections`."
-            )
+        _refuse_other_classes(*(class_names_of(inputs[role]) for role in ("images", "selection_images")))
+
+
+def _refuse_other_classes(here: Sequence[str] | None, there: Sequence[str] | None) -> None:
+    """Raises UserError if both are known and differ."""
+    if here is not None and there is not None and list(here) != list(there):
+        raise UserError(
+            f"masking: the dataset has other classes ({len(here)}) than the one its "
+            f"latents are selected on ({len(there)}); make statistics of this dataset, or leave `class` out of "
+            "`selections`."
+        )
 
 
 def _write_rankings(config: MaskingStageConfig, inputs: Inputs, out: Builder, n_latents: int) -> None:
@@ -259,6 +269,34 @@ def conditions(config: MaskingStageConfig, correct: Correct, n_latents: int) -> 
     return found
 
 
+def _predict(config: MaskingStageConfig, inputs: Upstreams) -> Prediction:
+    masking = config.masking
+    if "class" in masking.selections:
+        _refuse_other_classes(
+            expected_classes(inputs["images"]), expected_classes(inputs["selection_images"])
+        )
+    known = foresee(masking, masking.split, inputs)
+    if known is None:
+        return Prediction()
+    n_ks, n_ways = len(config.finite_ks(known.n_latents)), len(config.rankings()) * len(masking.modes)
+    n_masked = n_ways * n_ks
+    tails = image_amounts(config.backbone, inputs["weights"], known.n_images * (n_masked + 3))
+    if tails is None:
+        return Prediction()
+    n_conditions = n_masked + 2 + n_ways * config.includes_all(known.n_latents)
+    n_rows = n_conditions * (known.n_classes + 1)
+    n_bytes = MANIFEST_BYTES + expected_bytes(MASKING, n_rows, _BYTES_PER_ROW)
+    n_ranked = int(config.finite_ks(known.n_latents).max(initial=0))
+    shared = 8 * n_ranked * (known.n_classes * ("class" in masking.selections) + len(config.rankings()))
+    per_part = 8 * known.n_classes * (3 + 2 * len(config.rankings()) * n_ks) + 4_000
+    # Each way adds up the decoder rows of its latents once more.
+    moved = (
+        4.0 * known.n_images * known.tokens * known.width * (known.l0 * len(config.rankings()) + 4 * n_masked)
+    )
+    effort = [*load_amounts(inputs["weights"]), *known.encoding(), (memory(), moved), *tails]
+    return Prediction({}, n_bytes, shared + known.n_parts * per_part, effort)
+
+
 STAGE = PartStage(
     name="masking",
     version=2,
@@ -267,4 +305,5 @@ STAGE = PartStage(
     prepare=_prepare,
     worker=_Worker,
     merge=_merge,
+    predict=_predict,
 )

@@ -15,12 +15,15 @@ import torch
 
 from patchsae.pipeline.activations.parts import PartImages
 from patchsae.pipeline.backbones.backbone import BackboneConfig
+from patchsae.pipeline.backbones.effort import image_amounts, load_amounts
 from patchsae.pipeline.classification.zero_shot import ZeroShot
 from patchsae.pipeline.core.config import INLINE, Config, SaeName, Unhashed
 from patchsae.pipeline.core.graph import Names
+from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Upstreams
 from patchsae.pipeline.core.stage import Inputs, PartStage, Runtime, Stage
 from patchsae.pipeline.evaluations.evaluated import EvaluatedImages, choose_encoder, open_encoder
 from patchsae.pipeline.evaluations.evaluation import EvaluationConfig, HeldOutConfig, Wiring
+from patchsae.pipeline.evaluations.foreseen import foresee
 from patchsae.pipeline.evaluations.intervals import wilson_interval
 from patchsae.pipeline.evaluations.reconstruction.ablation import REPLACED, Outcomes, kept
 from patchsae.pipeline.evaluations.reconstruction.tables import (
@@ -34,6 +37,7 @@ from patchsae.storage.activations import Activations
 from patchsae.storage.artifacts import Builder
 from patchsae.storage.manifest import Summary
 from patchsae.storage.scratch import ScratchArrays
+from patchsae.storage.tables import expected_bytes
 
 _MEAN = "mean"
 
@@ -190,6 +194,21 @@ def _merge(
     return found
 
 
+def _predict(config: ReconstructionStageConfig, inputs: Upstreams) -> Prediction:
+    own = config.reconstruction
+    known = foresee(own, own.split, inputs)
+    if known is None:
+        return Prediction()
+    tails = image_amounts(config.backbone, inputs["weights"], known.n_images * len(REPLACED))
+    if tails is None:
+        return Prediction()
+    n_bytes = (
+        MANIFEST_BYTES + expected_bytes(RECONSTRUCTION, 0, 0) + expected_bytes(FIRING_HISTOGRAM, 0, 0) + 500
+    )
+    scratch = known.n_parts * (8 * known.n_latents + 16 * known.width + 4_000)
+    return Prediction({}, n_bytes, scratch, [*load_amounts(inputs["weights"]), *known.encoding(), *tails])
+
+
 STAGE = PartStage(
     name="reconstruction",
     version=3,
@@ -198,4 +217,5 @@ STAGE = PartStage(
     prepare=_prepare,
     worker=_Worker,
     merge=_merge,
+    predict=_predict,
 )

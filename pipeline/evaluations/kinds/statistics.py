@@ -16,12 +16,15 @@ from pydantic import Field
 
 from patchsae.pipeline.core.config import OptionalDatasetName, SaeName
 from patchsae.pipeline.core.graph import Names
-from patchsae.pipeline.core.stage import Inputs, PartStage, Runtime, Stage, Upstream
+from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Upstreams
+from patchsae.pipeline.core.stage import Inputs, PartStage, Runtime, Stage
 from patchsae.pipeline.evaluations.evaluated import EvaluatedImages, choose_encoder, open_encoder
 from patchsae.pipeline.evaluations.evaluation import EvaluationConfig, ImagesConfig, Wiring
+from patchsae.pipeline.evaluations.foreseen import foresee
 from patchsae.pipeline.evaluations.statistics.counts import PartCounts
 from patchsae.pipeline.evaluations.statistics.merge import merge_sums, merge_top, write_class_latents
 from patchsae.pipeline.evaluations.statistics.tables import (
+    CLASS_LATENTS,
     LATENT_IMAGES,
     TableSettings,
     latent_columns,
@@ -36,6 +39,10 @@ from patchsae.storage.activations import Activations
 from patchsae.storage.artifacts import Builder
 from patchsae.storage.manifest import Summary
 from patchsae.storage.scratch import ScratchArrays
+from patchsae.storage.tables import expected_bytes
+
+# Bytes of a row of the table `latents`, and the share of possible rows that the tables per image and class have.
+_BYTES_PER_LATENT, _SHARE_OF_PAIRS = 90, 0.7
 
 
 class StatisticsConfig(EvaluationConfig, ImagesConfig, TableSettings):
@@ -128,13 +135,24 @@ def _merge(
     return {"n_images": n_images, **fired}
 
 
-def _predict_bytes(config: StatisticsConfig, inputs: Mapping[str, Upstream]) -> int | None:
-    """About one byte per image and latent at the paper's sparsity: 50 KB per image at 49,152 latents.
-
-    Most of it is scratch files of the parts, which are deleted at the end. None until the SAE is trained.
-    """
-    n_images, n_latents = inputs["images"].n_images, inputs["sae"].summary("n_latents")
-    return None if n_images is None or n_latents is None else n_images * n_latents
+def _predict(config: StatisticsConfig, inputs: Upstreams) -> Prediction:
+    """How many latents an image fires depends on the SAE: it is taken to be half the tokens' entries."""
+    known = foresee(config, config.split, inputs)
+    if known is None:
+        return Prediction()
+    fired = min(known.n_latents, known.l0 * known.tokens / 2)
+    pairs = min(known.n_classes * known.n_latents, known.n_images * fired) * _SHARE_OF_PAIRS
+    top = min(known.n_latents * config.k_images, known.n_images * fired) * _SHARE_OF_PAIRS
+    n_bytes = (
+        MANIFEST_BYTES
+        + expected_bytes(latents_schema(config.quantiles), known.n_latents, _BYTES_PER_LATENT)
+        + expected_bytes(LATENT_IMAGES, top, 14)
+        + expected_bytes(CLASS_LATENTS, pairs, 9)
+    )
+    # A part has counts for every latent, a histogram, its top images, and counts per class.
+    per_part = known.n_latents * (60 + 20 * config.k_images)
+    scratch = known.n_parts * per_part + round(24 * min(pairs * known.n_parts, known.n_images * fired))
+    return Prediction({"n_images": known.n_images}, n_bytes, scratch, known.encoding())
 
 
 STAGE = PartStage(
@@ -145,5 +163,5 @@ STAGE = PartStage(
     prepare=_prepare,
     worker=_Worker,
     merge=_merge,
-    predict_bytes=_predict_bytes,
+    predict=_predict,
 )

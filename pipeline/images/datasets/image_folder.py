@@ -88,6 +88,9 @@ class ImageFolderConfig(DatasetConfig):
         folder = {"root": str(Path(self.root).expanduser().absolute())}
         return folder if self.csv is None else {**folder, "csv": str(Path(self.csv).expanduser().absolute())}
 
+    def file_of(self, source: str) -> Path:
+        return Path(self.root).expanduser() / source
+
     def expected_images(self) -> int | None:
         return self.n_images
 

@@ -55,6 +55,9 @@ class ShapesConfig(DatasetConfig):
     def expected_images(self) -> int:
         return sum(self.splits.values())
 
+    def expected_splits(self) -> dict[str, int]:
+        return dict(self.splits)
+
     @field_validator("seed")
     @classmethod
     def _seed_counts(cls, seed: int) -> int:

@@ -58,14 +58,16 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: not a readable safetensors file ({error}); get it again.") from None
 
 
-def read_state(source: Path | BinaryIO, where: str) -> dict[str, Any]:
-    """Reads a state dict that `torch.save` wrote, onto the CPU. Nothing in the file is executed.
+def read_state(source: Path | BinaryIO, where: str, device: str = "cpu") -> dict[str, Any]:
+    """Reads a state dict that `torch.save` wrote, onto a device. Nothing in the file is executed.
+
+    The device `meta` gives tensors that have shapes and no values.
 
     Raises UserError, naming `where`, if the file is missing or holds anything but weights.
     """
     try:
         check_archive(source, where)
-        found = torch.load(source, map_location="cpu", weights_only=True)
+        found = torch.load(source, map_location=device, weights_only=True)
     except OSError as error:
         raise missing(Path(where), error) from None
     except BROKEN:

@@ -36,23 +36,29 @@ class _Inert:
 def load(path: Path) -> Sae:
     """Loads the SAE of a file, executing nothing in it. Raises UserError if the file holds anything else."""
     where = str(path)
-    found = _unpickle(path)
+    return sae_from_tensors(check(read_tensors(path), _LAYOUT, where), where)
+
+
+def read_tensors(path: Path, device: str = "cpu") -> dict[str, Any]:
+    """The tensors of a file by name. The device `meta` gives tensors that have shapes and no values."""
+    where = str(path)
+    found = _unpickle(path, device)
     state = found.get("state_dict") if isinstance(found, dict) else None
     if not isinstance(state, dict):
         raise UserError(
             f"{where}: has no state_dict, as the reference's checkpoints do; check which file this is."
         )
-    return sae_from_tensors(check(state, _LAYOUT, where), where)
+    return state
 
 
-def _unpickle(path: Path) -> Any:
+def _unpickle(path: Path, device: str) -> Any:
     try:
         check_archive(path, str(path))
         # torch.load refuses names that do not belong to tensors unless they are declared safe. Here `_Inert`
         # stands for each of them.
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         with torch.serialization.safe_globals([(_Inert, name) for name in names]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location=device, weights_only=True)
     except OSError as error:
         raise missing(path, error) from None
     except BROKEN:

@@ -12,7 +12,7 @@ from patchsae.pipeline.backbones.models.open_clip import OpenClipConfig
 from patchsae.pipeline.backbones.weights import STAGE as WEIGHTS
 from patchsae.pipeline.core.graph import Node
 from patchsae.pipeline.core.stage import Runtime
-from patchsae.pipeline.experiment.plan import check_space
+from patchsae.pipeline.experiment.forecast import bytes_at_once, check_space
 from patchsae.pipeline.images import index
 from patchsae.pipeline.images.datasets.image_folder import ImageFolderConfig
 from patchsae.storage.errors import UserError
@@ -56,7 +56,7 @@ def test_from_nothing_to_cached(store: Store, dataset: ImageFolderConfig, backbo
         ("run", "never run"),
         ("run", "waits for index/photos"),
     ]
-    assert before["extract/photos-clip"].n_bytes == 6 * 17 * 32 * 2
+    assert 6 * 17 * 32 * 2 < before["extract/photos-clip"].n_bytes < 6 * 17 * 32 * 2 + 10_000
     assert not store.root.exists()
     run_all(store, nodes)
     after = plan(store, nodes)
@@ -73,9 +73,7 @@ def test_why_names_the_field_or_the_input(
     assert planned["extract/photos-clip"].why == "extract.hook_block: -2 -> -1"
     Image.new("RGB", (40, 40), (99, 0, 0)).save(tmp_path / "photos" / "a" / "0.png")
     nodes = nodes_of(dataset, backbone)
-    assert plan(store, nodes)["index/photos"].why == "input source changed"
-    run_all(store, nodes[:2])
-    assert plan(store, nodes)["extract/photos-clip"].why == "input images changed"
+    assert plan(store, nodes)["index/photos"].why == "1 image changed (a/0.png)"
 
 
 def test_a_touched_file_costs_an_index_and_nothing_after(
@@ -101,7 +99,7 @@ def test_a_missing_folder_blocks_what_needs_it_and_nothing_else(
         "blocked",
         "needs index/photos",
     )
-    assert planned["extract/photos-clip"].n_bytes == 1_000_000 * 17 * 32 * 2
+    assert 1 <= planned["extract/photos-clip"].n_bytes / (1_000_000 * 17 * 32 * 2) < 1.01
     with pytest.raises(UserError, match="no such folder"):
         run_node(store, planned["index/photos"], planned, Runtime())
 
@@ -119,9 +117,11 @@ def test_a_plan_that_cannot_fit_is_refused(
     store: Store, dataset: ImageFolderConfig, backbone: OpenClipConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned = plan(store, nodes_of(dataset, backbone))
-    monkeypatch.setattr(Store, "free_bytes", lambda _: 6 * 17 * 32 * 2)
+    _, needed = bytes_at_once(planned.values())
+    assert needed > 6 * 17 * 32 * 2
+    monkeypatch.setattr(Store, "free_bytes", lambda _: needed)
     check_space(store, planned)
-    monkeypatch.setattr(Store, "free_bytes", lambda _: 6 * 17 * 32 * 2 - 1)
+    monkeypatch.setattr(Store, "free_bytes", lambda _: needed - 1)
     with pytest.raises(UserError, match=r"needs about .*B .*extract/photos-clip"):
         check_space(store, planned)
 

@@ -9,9 +9,9 @@ import pytest
 
 from patchsae.pipeline.core.progress import Reporter
 from patchsae.pipeline.core.stage import PartStage, Runtime
-from patchsae.pipeline.experiment import plan
+from patchsae.pipeline.experiment import forecast
 from patchsae.pipeline.experiment.experiment import Experiment, parse
-from patchsae.pipeline.experiment.plan import check_space
+from patchsae.pipeline.experiment.forecast import check_space
 from patchsae.pipeline.experiment.request import work_on
 from patchsae.pipeline.experiment.run import groups, run
 from patchsae.pipeline.experiment.upkeep import delete_unneeded, drop_damaged, verify
@@ -221,17 +221,17 @@ def test_what_is_done_needs_no_space_again(
     planned = work_on(store, experiment).planned
     [item] = [item for item in planned.values() if item.has_work]
     assert item.state == "resume" and item.n_bytes_left is not None and item.n_bytes is not None
-    assert item.n_bytes_left <= missing < item.n_bytes
-    monkeypatch.setattr(Store, "free_bytes", lambda _: missing)
+    assert missing <= item.n_bytes_left < missing + 10_000 < item.n_bytes
+    monkeypatch.setattr(Store, "free_bytes", lambda _: item.n_bytes_left)
     check_space(store, planned)
     monkeypatch.setattr(Store, "free_bytes", lambda _: item.n_bytes_left - 1)
     with pytest.raises(UserError, match="more and"):
         check_space(store, planned)
-    again = dataclasses.replace(item, again=True, state="cached", n_bytes_done=0)
-    monkeypatch.setattr(Store, "free_bytes", lambda _: missing)
+    again = dataclasses.replace(item, again=True, state="cached", n_bytes_there=0)
+    monkeypatch.setattr(Store, "free_bytes", lambda _: item.n_bytes_left)
     with pytest.raises(UserError, match="more and"):
         check_space(store, {"extract": again})
-    monkeypatch.setattr(plan, "has_no_inodes", lambda _: True)
+    monkeypatch.setattr(forecast, "has_no_inodes", lambda _: True)
     monkeypatch.setattr(Store, "free_bytes", lambda _: 1 << 40)
     with pytest.raises(UserError, match="no inodes"):
         check_space(store, planned)

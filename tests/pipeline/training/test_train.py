@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from patchsae.pipeline.activations.stream import Stream
-from patchsae.pipeline.core.stage import Runtime, Upstream
+from patchsae.pipeline.core.stage import Runtime
 from patchsae.pipeline.saes.quality import evaluate
 from patchsae.pipeline.saes.sae import load_sae
 from patchsae.pipeline.training import train
@@ -273,14 +273,3 @@ def test_adam_is_torch_s() -> None:
         adam.step(0.01 * step, step)
     for tensor, other in zip(mine.values(), theirs, strict=True):
         torch.testing.assert_close(tensor, other.detach(), rtol=1e-6, atol=1e-7)
-
-
-def test_bytes_are_predicted_from_the_width(store: Store, inputs: dict[str, Artifact]) -> None:
-    predict = train.STAGE.predict_bytes
-    assert predict is not None
-    unknown = Upstream(None, None)
-    assert predict(config_of(), {"activations": unknown, "images": unknown}) is None
-    done = _attempt(store, config_of(n_steps=2), inputs, Runtime())
-    predicted = predict(config_of(), {role: Upstream(artifact, None) for role, artifact in inputs.items()})
-    assert predicted is not None
-    assert predicted > (done.path / "sae.safetensors").stat().st_size - 1000
