@@ -18,6 +18,7 @@ SMALL = ["--model", "shapes_clip", "--latents", "256", "--train-images", "10"]
     ("name", "options"),
     [
         ("checks", ["--latents", "256", "--rows", "1000"]),
+        ("index", ["--images", "2", "--listed", "10"]),
         ("masking", [*SMALL, "--images", "2"]),
         ("memory", [*SMALL, "--test-images", "2", "--classes", "10"]),
         ("stream", ["--images", "64", "--width", "32", "--batch-size", "256", "--repeats", "1"]),
