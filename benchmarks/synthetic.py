@@ -127,7 +127,7 @@ def build(folder: Path, model: str, n_latents: int, n_train: int, n_test: int, n
         "weights": torch.nn.functional.normalize(embedding, dim=1),
         "logit_scale": torch.tensor(backbone.logit_scale),
     }
-    identity = weights.identity_of(backbone)
+    identity = weights.identities_of(backbone)[0]
 
     def fill_weights(out: Builder) -> None:
         out.identity = identity

@@ -139,7 +139,7 @@ def to_stored(activations: Tensor, dtype: str, where: str) -> np.ndarray:
 
 
 def _run(config: ExtractStageConfig, inputs: Inputs, out: Builder, runtime: Runtime) -> Summary:
-    backbone = load_backbone(config.backbone, inputs, runtime.device)
+    backbone = load_backbone(config.backbone, inputs, runtime.device, runtime.reporter)
     settings = config.extract
     images = indexed_images(config.dataset, inputs["images"], backbone.preprocess)
     template = ActivationTemplate.plan(len(images), backbone.layout.n_tokens, backbone.width, settings.dtype)

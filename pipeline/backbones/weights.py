@@ -18,6 +18,7 @@ from torch import Tensor, uint8
 from patchsae.pipeline.backbones.backbone import Backbone, BackboneConfig
 from patchsae.pipeline.core.machine import Probe, repeated, waiting
 from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Source, Upstreams
+from patchsae.pipeline.core.progress import Reporter
 from patchsae.pipeline.core.stage import Inputs, Runtime, Stage
 from patchsae.storage.artifacts import Artifact, Builder
 from patchsae.storage.errors import UserError
@@ -39,22 +40,35 @@ def state_digest(state: dict[str, Tensor]) -> str:
 _ADDED = ("activation",)
 
 
-def identity_of(backbone: Backbone) -> str:
-    """sha256 over the digest of the weights and the backbone's `settings`."""
-    return _identities(backbone)[0]
+# Fewer parameters than this are read and digested within two seconds.
+_FEW_PARAMETERS = 20_000_000
 
 
-def _identities(backbone: Backbone) -> list[str]:
-    """The identity of the backbone, and the one that earlier versions gave it."""
+def identities_of(backbone: Backbone) -> list[str]:
+    """The identity of the backbone, and the one that earlier versions gave it.
+
+    An identity is the sha256 over the digest of the weights and the backbone's `settings`.
+    """
     state, now = state_digest(backbone.state()), backbone.settings
     earlier = {name: value for name, value in now.items() if name not in _ADDED}
     return [digest_json({"state": state, "settings": settings}) for settings in (now, earlier)]
 
 
+def _build(config: BackboneConfig, inputs: Inputs, reporter: Reporter) -> tuple[Backbone, list[str]]:
+    """The backbone and its `identities_of`, with a bar if that takes long."""
+    n_parameters = config.outline().n_parameters
+    is_small = n_parameters is not None and n_parameters < _FEW_PARAMETERS
+    with (Reporter() if is_small else reporter).bar("weights", 2, "steps") as bar:
+        backbone = config.build(inputs)
+        bar.advance(note="read")
+        identities = identities_of(backbone)
+        bar.advance(note="digested")
+    return backbone, identities
+
+
 def _run(config: BackboneConfig, inputs: Inputs, out: Builder, runtime: Runtime) -> Summary:
-    backbone = config.build(inputs)
+    backbone, (out.identity, _) = _build(config, inputs, runtime.reporter)
     state = backbone.state()
-    out.identity = identity_of(backbone)
     rows, columns = backbone.layout.grid
     return {
         "identity": out.identity,
@@ -67,13 +81,15 @@ def _run(config: BackboneConfig, inputs: Inputs, out: Builder, runtime: Runtime)
     }
 
 
-def load_backbone(config: BackboneConfig, inputs: Inputs, device: str) -> Backbone:
+def load_backbone(
+    config: BackboneConfig, inputs: Inputs, device: str, reporter: Reporter | None = None
+) -> Backbone:
     """The backbone, on `device`. `inputs` hold its `weights` artifact and the artifacts it is made from.
 
     Raises UserError if its weights no longer match the digest of the `weights` artifact.
     """
-    backbone = config.build(inputs)
-    found, expected = _identities(backbone), inputs["weights"].identity
+    backbone, found = _build(config, inputs, reporter or Reporter())
+    expected = inputs["weights"].identity
     if expected not in found:
         raise UserError(
             f"the backbone's weights have the digest {found[0][:16]}, not {expected[:16]} as when they were first "

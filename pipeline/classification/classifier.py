@@ -72,7 +72,7 @@ class ClassifierConfig(Config):
 
 
 def _run(config: ClassifierConfig, inputs: Inputs, out: Builder, runtime: Runtime) -> Summary:
-    backbone = load_backbone(config.backbone, inputs, runtime.device)
+    backbone = load_backbone(config.backbone, inputs, runtime.device, runtime.reporter)
     names = class_names_of(inputs["images"])
     with torch.inference_mode():
         weights = backbone.class_embeddings(names, config.templates, config.renormalise)

@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 from patchsae.pipeline.backbones.backbone import Backbone, BackboneConfig
 from patchsae.pipeline.backbones.weights import load_backbone
 from patchsae.pipeline.classification.classifier import load_classifier
+from patchsae.pipeline.core.progress import Reporter
 from patchsae.pipeline.core.stage import Inputs
 
 
@@ -39,9 +40,12 @@ class ZeroShot:
     logit_scale: float
 
     @classmethod
-    def load(cls, config: BackboneConfig, inputs: Inputs, device: str) -> ZeroShot:
+    def load(
+        cls, config: BackboneConfig, inputs: Inputs, device: str, reporter: Reporter | None = None
+    ) -> ZeroShot:
         """Opens the artifacts `weights` and `classifier`, and those that the backbone is made from."""
-        return cls(load_backbone(config, inputs, device), *load_classifier(inputs["classifier"], device))
+        backbone = load_backbone(config, inputs, device, reporter)
+        return cls(backbone, *load_classifier(inputs["classifier"], device))
 
     def features(self, activations: Tensor) -> Tensor:
         """[B, T, d] -> image features of length 1: [B, E]."""

@@ -23,6 +23,7 @@ from patchsae.pipeline.backbones.towers.tokenizer import (
     tokenizer_fingerprint,
 )
 from patchsae.pipeline.core.config import HashedUnless, OptionalLocation, Unhashed
+from patchsae.pipeline.core.hub import from_hub
 from patchsae.pipeline.core.open_clip_data import (
     fetch_pretrained,
     model_config,
@@ -103,7 +104,8 @@ class OpenClipConfig(BackboneConfig):
         tokenizer, settings = make_tokenizer(architecture, self.model, folder)
         path = self._checkpoint() or self._fetch()
         try:
-            model = make_model(architecture, folder)
+            with from_hub():
+                model = make_model(architecture, folder)
             load_into(model, path, self._where())
         except (*BROKEN, OSError) as error:
             raise UserError(
@@ -120,7 +122,8 @@ class OpenClipConfig(BackboneConfig):
 
     def _fetch(self) -> Path:
         try:
-            return fetch_pretrained(self.model, self.pretrained or "")
+            with from_hub():
+                return fetch_pretrained(self.model, self.pretrained or "")
         except (OSError, RuntimeError, ValueError, LookupError) as error:
             raise UserError(
                 f"cannot fetch the weights `{self.pretrained}` of {self.model} ({first_line(error)}); fetch them "

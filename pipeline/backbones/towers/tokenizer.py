@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from patchsae.pipeline.core.hub import from_hub
 from patchsae.pipeline.core.text import first_line
 from patchsae.storage.errors import UserError
 from patchsae.storage.keys import digest_json
@@ -72,7 +73,8 @@ def make_tokenizer(
     if needed is None:
         return open_clip.get_tokenizer(name), {}
     try:
-        tokenizer = open_clip.get_tokenizer(name) if folder is None else _of_folder(architecture, folder)
+        with from_hub():
+            tokenizer = open_clip.get_tokenizer(name) if folder is None else _of_folder(architecture, folder)
         vocabulary = tokenizer.tokenizer.get_vocab()
         _ = tokenizer(["a photo"])
     except (OSError, ImportError, ValueError, TypeError, LookupError, RuntimeError) as error:

@@ -214,7 +214,7 @@ class _Worker:
         self.device = runtime.device
         self.images = EvaluatedImages(inputs, config.rows(inputs), runtime.device)
         self.encoder = open_encoder(inputs, out, runtime.device)
-        self.zero_shot = ZeroShot.load(config.backbone, inputs, runtime.device)
+        self.zero_shot = ZeroShot.load(config.backbone, inputs, runtime.device, runtime.reporter)
         written = out.scratch.read_shared(_RANKINGS).arrays
         self.rankings = [
             torch.tensor(written[str(i)], device=runtime.device).long() for i in range(len(config.rankings()))

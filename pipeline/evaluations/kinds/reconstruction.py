@@ -112,7 +112,7 @@ class _Worker:
         self.device = runtime.device
         self.images = EvaluatedImages(inputs, config.rows(inputs), runtime.device)
         self.encoder = open_encoder(inputs, out, runtime.device)
-        self.zero_shot = ZeroShot.load(config.backbone, inputs, runtime.device)
+        self.zero_shot = ZeroShot.load(config.backbone, inputs, runtime.device, runtime.reporter)
         self.mean = torch.tensor(out.scratch.read_shared(_MEAN).arrays["mean"], device=runtime.device)
 
     def __call__(self, part: int) -> Mapping[str, np.ndarray]:

@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from patchsae.pipeline.backbones import weights
 from patchsae.pipeline.backbones.backbone import ExtractConfig
+from patchsae.pipeline.backbones.models import open_clip as open_clip_kind
 from patchsae.pipeline.backbones.models.open_clip import OpenClipConfig
 from patchsae.pipeline.core.graph import Node
+from patchsae.pipeline.core.open_clip_data import model_config
 from patchsae.pipeline.core.stage import Runtime
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.errors import UserError
@@ -106,6 +108,22 @@ def test_weights_that_changed_under_us_are_refused(
     save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path)
     with pytest.raises(UserError, match="digest"):
         weights.load_backbone(config, {"weights": artifact}, "cpu")
+
+
+def test_weights_that_an_earlier_version_digested_are_still_these(
+    store: Store, runtime: Runtime, tiny_model: str, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        open_clip_kind, "model_config", lambda name: {**model_config(name), "quick_gelu": True}
+    )
+    config = OpenClipConfig(model=tiny_model, checkpoint=str(tiny_checkpoint))
+    now, earlier = weights.identities_of(config.build({}))
+    assert now != earlier
+    artifact = run_weights(store, runtime, config)
+    assert artifact.identity == now
+    assert weights.load_backbone(config, {"weights": artifact}, "cpu").width == 32
+    monkeypatch.setattr(Artifact, "identity", earlier)
+    assert weights.load_backbone(config, {"weights": artifact}, "cpu").width == 32
 
 
 @pytest.mark.parametrize(
