@@ -32,7 +32,7 @@ Start with `patchsae demo`; then `patchsae status`, and `patchsae query "SELECT 
 )
 
 GROUPS: dict[str, list[Callable[..., None]]] = {
-    "Experiments": [experiments.demo, experiments.plan, experiments.run, look.kinds],
+    "Experiments": [experiments.init, experiments.demo, experiments.plan, experiments.run, look.kinds],
     "Results": [look.status, look.tables, look.query, look.pick],
     "SAEs of other tools": [exchange.export, exchange.import_, exchange.visaebench],
     "Upkeep of a store": [upkeep.verify, upkeep.gc],

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from patchsae.flows.cli import completion
-from patchsae.flows.cli.options import JsonOption, StoreOption
+from patchsae.flows.cli.options import ForceOption, JsonOption, StoreOption
 from patchsae.flows.cli.screen import result, say
 
 SaeArgument = Annotated[
@@ -20,7 +20,6 @@ SaeArgument = Annotated[
         autocompletion=completion.saes,
     ),
 ]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace files that are there already.")]
 
 
 def export(

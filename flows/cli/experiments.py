@@ -1,14 +1,17 @@
-"""The commands that have to do with an experiment: `demo`, `run` and `plan`."""
+"""The commands that have to do with an experiment: `init`, `demo`, `plan` and `run`."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+import shlex
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
 from patchsae.flows.cli.options import (
     ExperimentArgument,
+    ForceOption,
     JsonOption,
     OnlyOption,
     RerunOption,
@@ -17,6 +20,62 @@ from patchsae.flows.cli.options import (
     with_resources,
 )
 from patchsae.flows.cli.screen import result, say, waiting
+from patchsae.storage.errors import UserError
+
+
+def init(
+    folder: Annotated[
+        Path, typer.Argument(metavar="[FOLDER]", help="The images: a folder per class, or all in one folder.")
+    ] = Path(),
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The YAML file to write.  [default: the folder's name, here]"),
+    ] = None,
+    backbone: Annotated[
+        Literal["open_clip", "shapesclip"],
+        typer.Option(help="`shapesclip` comes with patchsae and needs no download; it knows shapes only."),
+    ] = "open_clip",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="A model of open_clip, as ViT-L-14.  [default: ViT-B-16-quickgelu]"
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Weights of that model, in place of a download. Needs --model."),
+    ] = None,
+    force: ForceOption = False,
+) -> None:
+    """Write a first experiment file for a folder of images, with settings that suit their number.
+
+    Examples:
+
+    - `patchsae init ~/photos`
+
+    - `patchsae init ~/photos --model ViT-B-16 --checkpoint weights.safetensors --output photos.yaml`
+    """
+    from patchsae.pipeline.experiment.starter import backbone_of, starter
+
+    waiting.on("looking at the images")
+    named = folder.expanduser().absolute().name or "images"
+    target = (output or Path(f"{named}.yaml")).expanduser()
+    made = starter(folder, target, *backbone_of(backbone, model, str(checkpoint) if checkpoint else None))
+    paths = {target.parent / name: text for name, text in made.files.items()}
+    there = next((path for path in paths if path.exists()), None)
+    if there is not None and not force:
+        raise UserError(
+            f"{there}: is there already; name another file with --output, or replace it with --force."
+        )
+    try:
+        for path, text in paths.items():
+            path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{error.filename}: cannot be written ({error.strerror}); name another with --output."
+        ) from None
+    result("\n".join([*made.seen, *(f"Wrote {path}." for path in paths)]))
+    say(f"Next: `patchsae plan {shlex.quote(str(target))}` shows what a run would do.")
 
 
 def demo(store: StoreOption = "./store") -> None:

@@ -64,6 +64,7 @@ RerunOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace files that are there already.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show only errors and the result.")]
 VerboseOption = Annotated[
     bool,

@@ -128,7 +128,7 @@ def explain(error: ValidationError, where: str) -> UserError:
     steps = [str(step) for step in fault["loc"]]
     # After `saes.relu` pydantic inserts the kind of the config as a third step. It is dropped, since the
     # user's file has no such level.
-    path = ".".join(steps[:2] + steps[3:]) or "the experiment"
+    path = ".".join(steps[:2] + steps[3:])
     kind = fault["type"]
     if kind == "missing":
         return UserError(f"{where}: `{path}` is missing; give it a value.")
@@ -141,4 +141,5 @@ def explain(error: ValidationError, where: str) -> UserError:
     value = fault.get("input")
     shown = f" is {value!r}" if isinstance(value, str | int | float | bool) else ""
     message = fault["msg"].removeprefix("Value error, ").rstrip(".")
-    return UserError(f"{where}: `{path}`{shown}: {message}{'' if message.endswith('?') else '.'}")
+    field = f"`{path}`{shown}: " if path else ""
+    return UserError(f"{where}: {field}{message}{'' if message.endswith(('?', '.')) else '.'}")
