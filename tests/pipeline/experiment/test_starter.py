@@ -87,11 +87,11 @@ def test_more_images_get_a_wider_sae_and_larger_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw(tmp_path / "few" / "cats", 5)
-    few = made(tmp_path / "few", tmp_path / "few.yaml").saes["topk"]
+    few = made(tmp_path / "few", tmp_path / "few.yaml", "--backbone", "shapesclip").saes["topk"]
     (tmp_path / "many" / "cats").mkdir(parents=True)
     for i in range(3000):
         (tmp_path / "many" / "cats" / f"{i}.jpg").touch()
-    many = made(tmp_path / "many", tmp_path / "many.yaml").saes["topk"]
+    many = made(tmp_path / "many", tmp_path / "many.yaml", "--backbone", "shapesclip").saes["topk"]
     for field in ("expansion", "batch_size", "n_steps"):
         assert getattr(many, field) > getattr(few, field), field
     assert many.lr < few.lr  # type: ignore[attr-defined]
