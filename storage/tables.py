@@ -6,6 +6,7 @@ Arrow fields under `description`. Every table has a column `artifact` with the k
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,8 +94,12 @@ def encode(schema: TableSchema, values: Values, key: str) -> bytes:
 
 def expected_bytes(schema: TableSchema, n_rows: float, bytes_per_row: float) -> int:
     """About the size of the file of a table: that of one without rows, and what its rows add."""
-    empty = encode(schema, {column.name: [] for column in schema.columns}, "")
-    return len(empty) + round(n_rows * bytes_per_row)
+    return _empty_bytes(schema) + round(n_rows * bytes_per_row)
+
+
+@functools.lru_cache(maxsize=64)
+def _empty_bytes(schema: TableSchema) -> int:
+    return len(encode(schema, {column.name: [] for column in schema.columns}, ""))
 
 
 def columns(path: Path) -> list[tuple[str, str, str]]:

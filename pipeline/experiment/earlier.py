@@ -8,7 +8,7 @@ differs least is compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,13 +20,15 @@ from patchsae.storage.keys import canonical_json
 from patchsae.storage.store import Store
 
 _SHOWN = 3
-_SOURCE, _IMAGES = "source", "images"
+_SOURCE, _IMAGES, _KIND = "source", "images", "kind"
+# The pairs of two artifacts in which they differ if one field has another value: its old and its new one.
+_ONE_CHANGE = 2
 _VERSION = "code version"
 
 
 @dataclass(frozen=True)
 class _Known:
-    """An artifact of the store, with its fields and inputs in a form that is quick to compare."""
+    """An artifact with its fields, and the same fields and its settings in forms that are quick to compare."""
 
     artifact: Artifact
     fields: dict[str, Any]
@@ -40,6 +42,21 @@ class _Known:
 
 
 @dataclass
+class _Stage:
+    """The artifacts of a stage: all, by kind and inputs, and by kind and settings."""
+
+    all: list[_Known] = field(default_factory=list)
+    by_inputs: dict[Hashable, list[_Known]] = field(default_factory=dict)
+    by_settings: dict[Hashable, list[_Known]] = field(default_factory=dict)
+
+    def add(self, known: _Known) -> None:
+        kind, roles = known.fields.get(_KIND), _roles(known.fields)
+        self.all.append(known)
+        self.by_inputs.setdefault((kind, frozenset(roles.items())), []).append(known)
+        self.by_settings.setdefault((kind, _settings(known.fields)), []).append(known)
+
+
+@dataclass
 class Earlier:
     """Finds near artifacts, and tells how a planned one differs from them. It looks at a stage's artifacts once.
 
@@ -48,7 +65,7 @@ class Earlier:
 
     store: Store
     experiment: str | None = None
-    _known: dict[str, list[_Known]] = field(default_factory=dict)
+    _known: dict[str, _Stage] = field(default_factory=dict)
 
     def why(
         self, node: Node, config: Mapping[str, Any], inputs: Mapping[str, str], source: Source | None
@@ -72,53 +89,68 @@ class Earlier:
         return None if newest is None else newest.artifact.identity
 
     def _nearest(self, node: Node, fields: Mapping[str, Any], source: Source | None) -> _Known | None:
-        pairs = _pairs(fields)
         near = list(self._near(node, source))
         if not near and not node.stage.identified_by_content:
-            near = [one for one in self._of(node.stage.name) if self._is_near(one.fields, fields)]
-        return min(near, key=lambda one: len(one.pairs ^ pairs), default=None)
+            near = self._alike(node.stage.name, fields)
+        pairs, best, least = _pairs(fields), None, 0
+        for one in near:
+            n_changed = len(one.pairs ^ pairs)
+            if best is None or n_changed < least:
+                best, least = one, n_changed
+            if least <= _ONE_CHANGE:
+                break
+        return best
 
     def _near(self, node: Node, source: Source | None) -> Iterator[_Known]:
         """What the experiment's runs had at the node's address, or else what was made from the same place."""
         keys = self._recorded.get((node.stage.name, node.address), set())
-        recorded = [one for one in self._of(node.stage.name) if one.artifact.key in keys]
+        known = self._of(node.stage.name).all
+        recorded = [one for one in known if one.artifact.key in keys] if keys else []
         if recorded:
             yield from recorded
         elif source is not None and source.location:
-            for one in self._of(node.stage.name):
+            for one in known:
                 if one.artifact.manifest.provenance.get(_SOURCE) == dict(source.location):
                     yield one
 
-    def _is_near(self, have: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-        """Whether an artifact is near one that is wanted, by its fields: kind, images, and inputs or config."""
-        theirs, ours = _roles(have), _roles(wanted)
-        same = {role for role in theirs.keys() & ours.keys() if self._is_same(theirs[role], ours[role])}
-        images = _role(_IMAGES)
-        if have.get("kind") != wanted.get("kind") or (images in ours and images not in same):
-            return False
-        settings = (
-            {name: value for name, value in fields.items() if name not in (*theirs, *ours, _VERSION)}
-            for fields in (have, wanted)
-        )
-        return 2 * len(same) > len(ours.keys() | theirs.keys()) or next(settings) == next(settings)
+    def _alike(self, stage: str, wanted: Mapping[str, Any]) -> list[_Known]:
+        """The artifacts that are near one with these fields, by their kind and images, and inputs or settings."""
+        known, kind, ours = self._of(stage), wanted.get(_KIND), _roles(wanted)
+        found: dict[str, _Known] = {}
+        for group in known.by_inputs.values():
+            theirs = _roles(group[0].fields)
+            n_same = sum(self._is_same(theirs.get(role), identity) for role, identity in ours.items())
+            is_most = 2 * n_same > len(ours.keys() | theirs.keys())
+            if is_most and group[0].fields.get(_KIND) == kind and self._has_images_of(theirs, ours):
+                found |= {one.artifact.key: one for one in group}
+        for one in known.by_settings.get((kind, _settings(wanted)), []):
+            if self._has_images_of(_roles(one.fields), ours):
+                found[one.artifact.key] = one
+        return list(found.values())
 
-    def _is_same(self, one: str, other: str) -> bool:
+    def _has_images_of(self, theirs: Mapping[str, str], ours: Mapping[str, str]) -> bool:
+        images = _role(_IMAGES)
+        return images not in ours or self._is_same(theirs.get(images), ours[images])
+
+    def _is_same(self, one: str | None, other: str) -> bool:
         """Whether two identities are equal, or of images or weights from the same place."""
-        place = self._places.get(one)
+        place = self._places.get(str(one))
         return one == other or (place is not None and place == self._places.get(other))
 
     @cached_property
     def _places(self) -> dict[str, str]:
         """Where the images and weights lay that have an identity, if they lay anywhere."""
         found = {}
-        for known in (*self._of("index"), *self._of("weights")):
+        for known in (*self._of("index").all, *self._of("weights").all):
             if location := known.artifact.manifest.provenance.get(_SOURCE):
                 found[known.artifact.identity] = canonical_json(location)
         return found
 
-    def _of(self, stage: str) -> list[_Known]:
+    def _of(self, stage: str) -> _Stage:
         if stage not in self._known:
-            self._known[stage] = [_Known.of(artifact) for artifact in self.store.readable(stage)]
+            self._known[stage] = _Stage()
+            for artifact in self.store.readable(stage):
+                self._known[stage].add(_Known.of(artifact))
         return self._known[stage]
 
     @cached_property
@@ -138,8 +170,8 @@ def _started(artifact: Artifact) -> float:
 
 def _difference(node: Node, nearest: _Known, fields: Mapping[str, Any]) -> str:
     have = nearest.fields
-    if have.get("kind") != fields.get("kind"):
-        return f"kind: {have.get('kind', 'absent')} -> {fields.get('kind', 'absent')}"
+    if have.get(_KIND) != fields.get(_KIND):
+        return f"kind: {have.get(_KIND, 'absent')} -> {fields.get(_KIND, 'absent')}"
     names = [
         name
         for name in sorted(have.keys() | fields.keys())
@@ -166,8 +198,15 @@ def _role(role: str) -> str:
     return f"input {role}"
 
 
-def _roles(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if name.startswith(_role(""))}
+def _roles(fields: Mapping[str, Any]) -> dict[str, str]:
+    prefix = _role("")
+    return {name: value for name, value in fields.items() if name.startswith(prefix)}
+
+
+def _settings(fields: Mapping[str, Any]) -> str:
+    """The fields without inputs and version, as text."""
+    prefix = _role("")
+    return canonical_json({n: v for n, v in fields.items() if n != _VERSION and not n.startswith(prefix)})
 
 
 def _fields(version: int, config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
