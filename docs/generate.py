@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from patchsae import pipeline
 from patchsae.pipeline.core.config import Config
 from patchsae.pipeline.evaluations.kinds.frontier import FRONTIER
-from patchsae.pipeline.evaluations.masking.table import MASKING
+from patchsae.pipeline.evaluations.masking.table import masking_schema
 from patchsae.pipeline.evaluations.reconstruction.tables import FIRING_HISTOGRAM, RECONSTRUCTION
 from patchsae.pipeline.evaluations.statistics.tables import (
     CLASS_LATENTS,
@@ -30,6 +30,7 @@ from patchsae.pipeline.evaluations.statistics.tables import (
 from patchsae.pipeline.experiment.experiment import PRESETS, parse
 from patchsae.pipeline.experiment.fields import BASES, SETTINGS, SHARED, described, purpose
 from patchsae.pipeline.experiment.kinds import KINDS, STAGES
+from patchsae.pipeline.images.attributes import ATTRIBUTES, IMAGE_ATTRIBUTES
 from patchsae.pipeline.images.tables import CLASSES, CORRUPT_IMAGES, IMAGE_LABELS, IMAGES
 from patchsae.pipeline.results.sql import ARTIFACT_COLUMNS, ARTIFACTS, describe
 from patchsae.pipeline.results.tables import KEY_COLUMNS, NAME_COLUMNS, Catalog
@@ -43,17 +44,18 @@ from patchsae.storage.tables import TableSchema
 DOCS = Path(__file__).parent
 ADDED = {**NAME_COLUMNS, **KEY_COLUMNS}
 TABLES: dict[str, tuple[TableSchema, ...]] = {
+    "attributes": (ATTRIBUTES, IMAGE_ATTRIBUTES),
     "index": (IMAGES, CLASSES, IMAGE_LABELS, CORRUPT_IMAGES),
     "train": (TRAINING,),
     "statistics": (latents_schema(TableSettings().quantiles), LATENT_IMAGES, CLASS_LATENTS),
-    "masking": (MASKING,),
+    "masking": (masking_schema(("colour",)),),
     "reconstruction": (RECONSTRUCTION, FIRING_HISTOGRAM),
     "frontier": (FRONTIER,),
 }
 """Stage -> the tables it writes."""
 EXPERIMENT = """
 name: docs
-datasets: {images: {kind: digits}}
+datasets: {images: {kind: shapes, seed: 0, splits: {train: 1, test: 1}}}
 backbones: {clip: {kind: shapes_clip}}
 saes: {sae: {kind: topk, dataset: images, backbone: clip}}
 evaluations:

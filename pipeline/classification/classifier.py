@@ -5,6 +5,7 @@ Shapes: E embedding, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor
 from patchsae.pipeline.backbones.backbone import BackboneConfig
 from patchsae.pipeline.backbones.effort import load_amounts, text_amounts
 from patchsae.pipeline.backbones.weights import load_backbone
-from patchsae.pipeline.core.config import Config, Unhashed
+from patchsae.pipeline.core.config import Config, HashedUnless, Unhashed
 from patchsae.pipeline.core.open_clip_data import imagenet_templates
 from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Upstreams
 from patchsae.pipeline.core.stage import Inputs, Runtime, Stage
+from patchsae.pipeline.images.attributes import attribute_values_of
 from patchsae.pipeline.images.dataset import DatasetConfig
 from patchsae.pipeline.images.tables import class_names_of, expected_classes
 from patchsae.storage.artifacts import Artifact, Builder
@@ -60,20 +62,34 @@ class ClassifierConfig(Config):
     renormalise: bool
     precision: Literal["float32", "bfloat16"]
     backbone: Annotated[BackboneConfig, Unhashed("its weights are an input; the text tower has no hook")]
+    attribute: Annotated[str | None, HashedUnless(None)] = None
+    """The attribute whose values are told apart, with the prompts that the dataset has for it; if not given, the
+    classes."""
 
     @classmethod
-    def of(cls, prompts: Prompts, dataset: DatasetConfig, backbone: BackboneConfig) -> ClassifierConfig:
+    def of(
+        cls,
+        prompts: Prompts,
+        dataset: DatasetConfig,
+        backbone: BackboneConfig,
+        attribute: str | None = None,
+    ) -> ClassifierConfig:
+        own = prompts.resolved(dataset) if attribute is None else tuple(dataset.attributes()[attribute])
         return cls(
-            templates=prompts.resolved(dataset),
+            templates=own,
             renormalise=prompts.renormalise,
             precision=backbone.extract.precision,
             backbone=backbone,
+            attribute=attribute,
         )
 
 
 def _run(config: ClassifierConfig, inputs: Inputs, out: Builder, runtime: Runtime) -> Summary:
     backbone = load_backbone(config.backbone, inputs, runtime.device, runtime.reporter)
-    names = class_names_of(inputs["images"])
+    if config.attribute is None:
+        names = class_names_of(inputs["images"])
+    else:
+        names = attribute_values_of(inputs["attributes"], config.attribute)
     with torch.inference_mode():
         weights = backbone.class_embeddings(names, config.templates, config.renormalise)
     scale = torch.tensor(backbone.logit_scale)
@@ -88,7 +104,12 @@ def load_classifier(artifact: Artifact, device: str = "cpu") -> tuple[Tensor, fl
 
 
 def _predict(config: ClassifierConfig, inputs: Upstreams) -> Prediction:
-    names, width = expected_classes(inputs["images"]), inputs["weights"].fact("width")
+    width = inputs["weights"].fact("width")
+    names: Sequence[str] | None = None
+    if config.attribute is None:
+        names = expected_classes(inputs["images"])
+    elif (attributes := inputs["attributes"].artifact) is not None:
+        names = attribute_values_of(attributes, config.attribute)
     if names is None or width is None:
         return Prediction()
     # The embedding of CLIP's models has about as many channels as the image tower, or fewer.

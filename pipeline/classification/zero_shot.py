@@ -22,10 +22,15 @@ def all_on_top(scores: Tensor, label_sets: Tensor) -> Tensor:
     """Whether the n classes of an image have its n largest scores: bool [B].
 
     `scores` [B, C]; `label_sets` bool [B, C], with at least one class per image. For an image of one class it is
-    whether the largest score is that of its class.
+    whether the largest score is that of its class. Of equal scores, which classes of the same name have, the lower
+    class id comes first.
     """
-    least_of_own = scores.masked_fill(~label_sets, torch.inf).amin(dim=1)
-    return least_of_own > scores.masked_fill(label_sets, -torch.inf).amax(dim=1)
+    n = label_sets.sum(dim=1, keepdim=True)
+    if bool((n == 1).all()):
+        return label_sets.gather(1, scores.argmax(dim=1, keepdim=True)).squeeze(1)
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    is_above = torch.arange(scores.shape[1], device=scores.device) < n
+    return (label_sets.gather(1, order) | ~is_above).all(dim=1)
 
 
 @dataclass(frozen=True)
@@ -51,14 +56,6 @@ class ZeroShot:
         """[B, T, d] -> image features of length 1: [B, E]."""
         return normalize(self.backbone.tail(activations), dim=-1)
 
-    def cosines(self, activations: Tensor) -> Tensor:
-        """[B, T, d] -> cosine of each image with each class: [B, C]."""
-        return self.features(activations) @ self.embeddings.T
-
     def logits(self, activations: Tensor) -> Tensor:
         """[B, T, d] -> [B, C]."""
-        return self.logit_scale * self.cosines(activations)
-
-    def predict(self, activations: Tensor) -> Tensor:
-        """[B, T, d] -> class ids [B]. The logit scale is left out: it is positive and changes no maximum."""
-        return self.cosines(activations).argmax(dim=-1)
+        return self.logit_scale * self.features(activations) @ self.embeddings.T

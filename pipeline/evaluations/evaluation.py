@@ -16,6 +16,7 @@ from patchsae.pipeline.classification.classifier import Prompts
 from patchsae.pipeline.core.config import Config, OptionalDatasetName
 from patchsae.pipeline.core.graph import Names
 from patchsae.pipeline.core.stage import Stage
+from patchsae.pipeline.images.dataset import DatasetConfig
 from patchsae.pipeline.images.tables import rows_of
 from patchsae.pipeline.saes.sae import SaeConfig
 from patchsae.storage.artifacts import Artifact
@@ -26,6 +27,8 @@ class Wiring(BackboneWiring, Protocol):
 
     A method that returns an address adds the node if the experiment does not have it yet.
     """
+
+    def dataset(self, name: str) -> DatasetConfig: ...
 
     def sae(self, name: str) -> SaeConfig: ...
 
@@ -40,6 +43,10 @@ class Wiring(BackboneWiring, Protocol):
     def extract(self, dataset: str, backbone: str) -> str: ...
 
     def classifier(self, dataset: str, backbone: str, prompts: Prompts) -> str: ...
+
+    def attributes(self, dataset: str) -> str: ...
+
+    def attribute_classifier(self, dataset: str, backbone: str, prompts: Prompts, attribute: str) -> str: ...
 
     def train(self, sae: str) -> str:
         """The address of the node that trains or imports an SAE."""

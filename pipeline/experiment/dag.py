@@ -9,10 +9,11 @@ from patchsae.pipeline.activations import extract
 from patchsae.pipeline.backbones import weights
 from patchsae.pipeline.backbones.backbone import BackboneConfig
 from patchsae.pipeline.classification import classifier
+from patchsae.pipeline.classification.classifier import Prompts
 from patchsae.pipeline.core.graph import Names, Node
 from patchsae.pipeline.evaluations.evaluation import EvaluationConfig
 from patchsae.pipeline.experiment.kinds import STAGES
-from patchsae.pipeline.images import index
+from patchsae.pipeline.images import attributes, index
 from patchsae.pipeline.images.dataset import DatasetConfig
 from patchsae.pipeline.saes.sae import SaeConfig
 from patchsae.storage.errors import UserError
@@ -37,6 +38,9 @@ class Dag:
             )
         return node.address
 
+    def dataset(self, name: str) -> DatasetConfig:
+        return self.datasets[name]
+
     def sae(self, name: str) -> SaeConfig:
         return self.saes[name]
 
@@ -59,6 +63,11 @@ class Dag:
         config = self.datasets[dataset]
         return self._add(Node(index.STAGE, dataset, config, {}, Names(dataset), ("datasets", dataset)))
 
+    def attributes(self, dataset: str) -> str:
+        config = attributes.AttributesConfig(dataset=self.datasets[dataset])
+        inputs = {"images": self.index(dataset)}
+        return self._add(Node(attributes.STAGE, dataset, config, inputs, Names(dataset)))
+
     def weights(self, backbone: str) -> str:
         config = self.backbone(backbone)
         inputs = config.inputs(self)
@@ -75,11 +84,24 @@ class Dag:
         name = f"{dataset}-{backbone}"
         return self._add(Node(extract.STAGE, name, config, inputs, Names(dataset, backbone), source))
 
-    def classifier(self, dataset: str, backbone: str, prompts: classifier.Prompts) -> str:
+    def classifier(self, dataset: str, backbone: str, prompts: Prompts) -> str:
         """The address of the zero-shot classifier of a dataset's classes, one per setting of the prompts."""
         config = classifier.ClassifierConfig.of(prompts, self.datasets[dataset], self.backbone(backbone))
         inputs = self._images_and_weights(dataset, backbone)
         name = f"{dataset}-{backbone}-{prompts.label()}"
+        return self._add(Node(classifier.STAGE, name, config, inputs, Names(dataset, backbone)))
+
+    def attribute_classifier(self, dataset: str, backbone: str, prompts: Prompts, attribute: str) -> str:
+        """The address of the zero-shot classifier of the values of one of a dataset's attributes."""
+        config = classifier.ClassifierConfig.of(
+            prompts, self.datasets[dataset], self.backbone(backbone), attribute
+        )
+        inputs = {
+            "attributes": self.attributes(dataset),
+            "weights": self.weights(backbone),
+            **self.backbone(backbone).inputs(self),
+        }
+        name = f"{dataset}.{attribute}-{backbone}-{prompts.label()}"
         return self._add(Node(classifier.STAGE, name, config, inputs, Names(dataset, backbone)))
 
     def _images_and_weights(self, dataset: str, backbone: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from patchsae.pipeline.core.config import Config
 from patchsae.pipeline.core.stage import Section, Stage
 from patchsae.pipeline.evaluations import kinds as evaluations
 from patchsae.pipeline.evaluations.evaluation import EvaluationConfig
-from patchsae.pipeline.images import datasets, index
+from patchsae.pipeline.images import attributes, datasets, index
 from patchsae.pipeline.images.dataset import DatasetConfig
 from patchsae.pipeline.saes import import_
 from patchsae.pipeline.saes.sae import SaeConfig
@@ -35,6 +35,7 @@ STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
         index.STAGE,
+        attributes.STAGE,
         weights.STAGE,
         extract.STAGE,
         classifier.STAGE,

@@ -4,20 +4,21 @@ Let R_k be the sum over the top k latents of f_s W_dec[s] (spec 12.2). The recon
 alone is b_dec + R_k, and the one without them is x_hat - R_k. The top k latents contain those of every
 smaller k, so each latent is decoded once, however many k there are.
 
-Shapes: B images of T tokens, of which R are replaced; d channels, S latents, C classes, K ranked latents.
+Shapes: B images of T tokens, of which R are replaced; d channels, E embedding, S latents, C classes, K ranked
+latents, A readings: that of the class, and of every attribute beside it.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from patchsae.pipeline.classification.zero_shot import ZeroShot
+from patchsae.pipeline.classification.zero_shot import ZeroShot, all_on_top
 from patchsae.pipeline.evaluations.statistics.rankings import segments
 from patchsae.pipeline.saes.sae import Sae
 from patchsae.pipeline.saes.sparse.latents import DenseLatents, Latents, SparseLatents
@@ -68,18 +69,32 @@ def _sparse_sweep(
         yield total
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What is read off a block of images: a classifier, and the values that it should find."""
+
+    embeddings: Tensor  # [V, E], of V values
+    label_sets: Tensor  # [B, V] bool
+
+    def is_right(self, features: Tensor) -> np.ndarray:
+        """Whether each image's values are on top: features [B, E] -> bool [B]."""
+        return all_on_top(features @ self.embeddings.T, self.label_sets).cpu().numpy()
+
+
 @dataclass
 class Correct:
-    """The number of correctly classified images of every class, for each way of replacing activations."""
+    """The number of images of every class whose class, or attribute, is read correctly, for each way of replacing
+    activations."""
 
-    original: np.ndarray  # [C]
-    reconstruction: np.ndarray  # [C]: all latents on
-    bias: np.ndarray  # [C]: all latents off
-    masked: np.ndarray  # [rankings, 2 (on, off), ks, C]
+    original: np.ndarray  # [A, C]
+    reconstruction: np.ndarray  # [A, C]: all latents on
+    bias: np.ndarray  # [A, C]: all latents off
+    masked: np.ndarray  # [rankings, 2 (on, off), ks, A, C]
 
     @classmethod
-    def zeros(cls, n_rankings: int, n_ks: int, n_classes: int) -> Correct:
-        shapes = [(n_classes,)] * 3 + [(n_rankings, 2, n_ks, n_classes)]
+    def zeros(cls, n_rankings: int, n_ks: int, n_readings: int, n_classes: int) -> Correct:
+        one = (n_readings, n_classes)
+        shapes = [one] * 3 + [(n_rankings, 2, n_ks, *one)]
         return cls(*(np.zeros(shape, np.int64) for shape in shapes))
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -96,6 +111,7 @@ def count_correct(
     x: Tensor,
     latents: Latents,
     labels: np.ndarray,
+    readings: Sequence[Reading],
     rankings: list[Tensor],
     ks: np.ndarray,
     sae: Sae,
@@ -106,18 +122,19 @@ def count_correct(
     """Classifies a block of images in every way and adds the counts to `correct`.
 
     `x` [B, T, d]. `latents` are those of the R tokens per image in `replaced_tokens`, whose activations are
-    replaced. `labels` [B]. `rankings` has one ranking per selection and seed, as `sweep` takes it. `ks`
-    ascends.
+    replaced. `labels` [B] are the classes that images are counted under, `readings` what is read off their
+    features. `rankings` has one ranking per selection and seed, as `sweep` takes it. `ks` ascends.
     """
     first, last = replaced_tokens.start, replaced_tokens.stop
-    n_classes = len(correct.original)
+    n_classes = correct.original.shape[1]
 
     def count(into: np.ndarray, replaced: Tensor | None) -> None:
         full = x
         if replaced is not None:
             full = torch.cat([x[:, :first], replaced.view(len(x), -1, x.shape[2]), x[:, last:]], dim=1)
-        is_right = zero_shot.predict(full).cpu().numpy() == labels
-        into += np.bincount(labels[is_right], minlength=n_classes)
+        features = zero_shot.features(full)
+        for reading, counts in zip(readings, into, strict=True):
+            counts += np.bincount(labels[reading.is_right(features)], minlength=n_classes)
 
     x_hat = latents.decode(latents.value, sae.W_dec) + sae.b_dec
     count(correct.original, None)

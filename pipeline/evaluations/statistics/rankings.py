@@ -1,6 +1,6 @@
 """The rankings of latents that the evaluation `masking` uses: by class, by dataset, and at random.
 
-Of latents with equal counts the one with the lower id comes first. So latents without any counted token
+Of latents with equal counts or scores the one with the lower id comes first. So latents without any counted token
 follow the others in the order of their ids.
 
 Shapes: S latents, C classes, K ranked latents.
@@ -19,7 +19,7 @@ _CLASSES_AT_ONCE = 64
 
 
 def by_count(counts: np.ndarray, n_ranked: int) -> np.ndarray:
-    """The K latents with the largest counts, largest first: int64 [S] -> int32 [K]."""
+    """The K latents with the largest counts or scores, largest first: [S] -> int32 [K]."""
     return np.argsort(-counts, kind="stable")[:n_ranked].astype(np.int32)
 
 
@@ -28,6 +28,22 @@ def class_ranking(statistics: Artifact, n_latents: int, n_classes: int, n_ranked
     ranking = np.empty((n_classes, n_ranked), np.int32)
     for label, counts in _class_counts(statistics, n_latents, n_classes):
         ranking[label] = by_count(counts, n_ranked)
+    return ranking
+
+
+def selective_ranking(
+    statistics: Artifact, n_latents: int, n_classes: int, n_ranked: int, of_dataset: np.ndarray
+) -> np.ndarray:
+    """The latents that are most active in each class and little in others: int32 [C, K].
+
+    The score of a latent is a_c[s] (a_c[s] / a_D[s] - 1 / C): its tokens above tau in the class, times what the
+    class has of its tokens above a class's even share. `of_dataset` [S] are the a_D[s]. This is no ranking of the
+    paper, whose top latents are in large part those that many classes share (spec 9.4).
+    """
+    ranking = np.empty((n_classes, n_ranked), np.int32)
+    for label, counts in _class_counts(statistics, n_latents, n_classes):
+        share = np.divide(counts, of_dataset, out=np.zeros(n_latents), where=of_dataset > 0)
+        ranking[label] = by_count(counts * (share - 1 / n_classes), n_ranked)
     return ranking
 
 

@@ -25,7 +25,7 @@ from patchsae.pipeline.evaluations.intervals import wilson_interval
 from patchsae.pipeline.evaluations.kinds import statistics
 from patchsae.pipeline.evaluations.kinds.masking import STAGE, MaskingConfig, MaskingStageConfig
 from patchsae.pipeline.evaluations.kinds.statistics import StatisticsConfig
-from patchsae.pipeline.evaluations.masking.sweep import Correct, count_correct, sweep
+from patchsae.pipeline.evaluations.masking.sweep import Correct, Reading, count_correct, sweep
 from patchsae.pipeline.evaluations.statistics.rankings import by_count, random_ranking, segments
 from patchsae.pipeline.experiment.experiment import Experiment
 from patchsae.pipeline.results.tables import Catalog
@@ -155,6 +155,10 @@ def test_masking_equals_hooks_one_mask_at_a_time(model: Model, store: Store, fie
     def ranked(selection: str, seed: int | None, label: int) -> np.ndarray:
         if selection == "class":
             return np.lexsort((np.arange(N_LATENTS), -counts[label]))
+        if selection == "class_selective":
+            total = np.maximum(counts.sum(0), 1)
+            score = counts[label] * (counts[label] / total - 1 / len(CLASS_NAMES))
+            return np.lexsort((np.arange(N_LATENTS), -score))
         if selection == "dataset":
             return np.lexsort((np.arange(N_LATENTS), -counts.sum(0)))
         return random_ranking(latents, N_LATENTS, int(seed or 0), alive_first=True)
@@ -166,7 +170,7 @@ def test_masking_equals_hooks_one_mask_at_a_time(model: Model, store: Store, fie
             assert row["n_correct"] == (predicted == labels)[here].sum(), row
 
     conditions = table.select("selection", "mode", "k", "seed").unique(maintain_order=True)
-    assert len(conditions) == 2 + 4 * 2 * (len(KS) + 1)
+    assert len(conditions) == 2 + 5 * 2 * (len(KS) + 1)
     for selection, mode, k, seed in conditions.iter_rows():
         rows = table.filter(
             (pl.col("selection") == selection)
@@ -242,6 +246,18 @@ def test_table_and_summary(model: Model, store: Store) -> None:
         (pl.col("mode") == "off") & (pl.col("k") == N_LATENTS) & (pl.col("selection") == "class")
     )
     assert sorted(all_off["accuracy"]) == [0, 0, 0, 1]
+    random = whole.filter(selection="random", mode="off", k=5)
+    assert random["seeds_accuracy"].to_list() == pytest.approx([random["accuracy"].mean()] * 2)
+    assert (
+        (table["seeds_ci_low"] <= table["seeds_accuracy"])
+        & (table["seeds_accuracy"] <= table["seeds_ci_high"])
+    ).all()
+    others = table.filter(pl.col("selection") != "random")
+    assert others["seeds_accuracy"].equals(others["accuracy"]) and others["seeds_ci_low"].equals(
+        others["ci_low"]
+    )
+    # These classes are values of nothing that has a name, and the images have no other attribute.
+    assert table["attribute"].is_null().all() and not [c for c in table.columns if c.startswith("accuracy_")]
     # 5 and 20 are there, 10 is not: the summary is of the nearest.
     off = whole.filter((pl.col("mode") == "off") & (pl.col("k") == 5))
     assert summary["off_class_k5"] == off.filter(pl.col("selection") == "class")["accuracy"].item()
@@ -293,15 +309,26 @@ def test_only_the_chosen_tokens_are_replaced(model: Model) -> None:
     seen: list[Tensor] = []
 
     class Watching:
-        def predict(self, x: Tensor) -> Tensor:
+        def features(self, x: Tensor) -> Tensor:
             seen.append(x)
-            return torch.tensor([1, 2])
+            return torch.eye(4)[[1, 2]]
 
     x = torch.randn(2, 6, model.sae.width)
     latents = LatentEncoder(model.sae)(x[:, 1:4].flatten(0, 1))
-    correct, ranking = Correct.zeros(1, 1, 4), torch.arange(N_LATENTS)[None]
+    correct, ranking = Correct.zeros(1, 1, 2, 4), torch.arange(N_LATENTS)[None]
     labels, ks, modes = np.array([1, 3]), np.array([5]), ("on", "off")
-    count_correct(correct, x, latents, labels, [ranking], ks, model.sae, Watching(), modes, range(1, 4))  # type: ignore[arg-type]
+    readings = [
+        Reading(torch.eye(4), torch.eye(4, dtype=torch.bool)[labels]),
+        # A second attribute, of which the second image has the values 0 and 2, and the first has 3.
+        Reading(
+            torch.tensor([[0, 0, 0.5, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0]]),
+            torch.tensor([[0, 0, 0, 1], [1, 0, 1, 0]]).bool(),
+        ),
+    ]
+    watching: Any = Watching()
+    count_correct(
+        correct, x, latents, labels, readings, [ranking], ks, model.sae, watching, modes, range(1, 4)
+    )
     original, reconstruction, bias, on, off = seen
     assert torch.equal(original, x)
     for replaced in (reconstruction, bias, on, off):
@@ -311,7 +338,8 @@ def test_only_the_chosen_tokens_are_replaced(model: Model) -> None:
         expected = (kept @ model.sae.W_dec + model.sae.b_dec).view(2, 3, -1)
         torch.testing.assert_close(replaced[:, 1:4], expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(on + off, reconstruction + bias, rtol=1e-4, atol=1e-4)
-    assert correct.original.tolist() == [0, 1, 0, 0] and correct.masked.shape == (1, 2, 1, 4)
+    assert correct.original.tolist() == [[0, 1, 0, 0], [0, 1, 0, 1]]
+    assert correct.masked.shape == (1, 2, 1, 2, 4)
 
 
 @pytest.mark.parametrize(("max_density", "kind"), [(1.0, SparseLatents), (0.0, DenseLatents)])

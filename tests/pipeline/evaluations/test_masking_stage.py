@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
+from PIL import Image
 from torch.nn.functional import normalize
 
 from patchsae.pipeline.activations.extract import indexed_images
@@ -15,6 +17,8 @@ from patchsae.pipeline.classification.classifier import load_classifier
 from patchsae.pipeline.experiment.experiment import parse
 from patchsae.pipeline.results.tables import Catalog
 from patchsae.pipeline.saes.sae import load_sae
+from patchsae.pipeline.shapes import world
+from patchsae.storage.errors import UserError
 from patchsae.storage.store import Store
 from tests.support.nodes import run_all
 
@@ -145,6 +149,74 @@ def test_replaced_activations_classify_as_a_hook_on_the_whole_model_does(store: 
         assert 0 < damage < 0.5
     histogram = measured.scan("firing_histogram").collect()
     assert histogram["n_latents"].sum() == 256
+
+
+@torch.inference_mode()
+def test_attributes_are_read_off_the_same_masked_activations(store: Store) -> None:
+    experiment = parse(EXPERIMENT, "demo")
+    artifacts = {stage: store.committed(stage)[0] for stage in ("index", "weights", "train", "statistics")}
+    backbone = load_backbone(experiment.backbones["clip"], {"weights": artifacts["weights"]}, "cpu")
+    sae = load_sae(artifacts["train"])
+    images = artifacts["index"].scan("images").filter(split="test").collect()
+    plans = [world.layout(2, "test", int(source.split("/")[1])) for source in images["source"]]
+    x = backbone.head(torch.stack([backbone.preprocess(Image.fromarray(world.draw(p).image)) for p in plans]))
+    x = x.half().float()
+    f = sae.encode(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    n_classes = len(world.SHAPES)
+    counts = np.zeros((n_classes, 256))
+    for row in artifacts["statistics"].scan("class_latents").collect().iter_rows(named=True):
+        counts[row["class"], row["latent"]] = row["n_tokens"]
+    order = np.argsort(-counts, axis=1, kind="stable")
+    mask = torch.ones(len(plans), 256)
+    for i, label in enumerate(images["label"]):
+        mask[i, order[label, :16].copy()] = 0
+    features = normalize(backbone.tail((f * mask[:, None]) @ sae.W_dec + sae.b_dec), dim=-1)
+    table = store.committed("masking")[0].scan("masking").collect()
+    assert table["attribute"].unique().to_list() == ["shape"]
+    rows = table.filter(selection="class", mode="off", k=16)
+    for name in ("colour", "texture", "background"):
+        values = world.PRETRAINING_VALUES[name]
+        texts = backbone.class_embeddings(values, world.TEMPLATES[name], True)
+        predicted = (features @ texts.T).argmax(1).tolist()
+        right = np.array([values[p] == plan.value(name) for p, plan in zip(predicted, plans, strict=True)])
+        for row in rows.iter_rows(named=True):
+            here = np.array([row["class"] in (None, label) for label in images["label"]])
+            assert row[f"accuracy_{name}"] == pytest.approx(right[here].mean(), abs=1e-9), (
+                name,
+                row["class"],
+            )
+            assert row[f"ci_low_{name}"] <= row[f"accuracy_{name}"] <= row[f"ci_high_{name}"]
+    summary = store.committed("masking")[0].manifest.summary
+    whole = rows.filter(pl.col("class").is_null())
+    nearest = table.filter(pl.col("class").is_null(), selection="class", mode="off", k=4)
+    assert summary["off_class_k4_colour"] == pytest.approx(nearest["accuracy_colour"].item())
+    # The comparison would mean little if all attributes fared alike.
+    assert len({whole[f"accuracy_{name}"].item() for name in ("colour", "texture", "background")}) > 1
+    # A query for all images together has one row per selection, seed, mode and k, as before.
+    found = table.filter(pl.col("class").is_null())
+    assert found.select("selection", "seed", "mode", "k").is_unique().all()
+
+
+def test_attributes_are_chosen_by_name(store: Store) -> None:
+    text = EXPERIMENT.replace("selections: [class]", "selections: [class], attributes: [colour]")
+    nodes = {node.address: node for node in parse(text, "demo").nodes()}
+    assert {role for role in nodes["masking/masking"].inputs if role.startswith("classifier ")} == {
+        "classifier colour"
+    }
+    none = EXPERIMENT.replace("selections: [class]", "selections: [class], attributes: []")
+    assert not any(node.stage.name == "attributes" for node in parse(none, "demo").nodes())
+    with pytest.raises(
+        UserError, match="names `color`, which the dataset does not have; did you mean `colour`"
+    ):
+        parse(text.replace("[colour]", "[color]"), "demo").nodes()
+
+
+def test_images_of_several_classes_are_refused(store: Store) -> None:
+    text = EXPERIMENT.replace("test: 48}}", "test: 48, two_objects: 12}}").replace(
+        "selections: [class]", "selections: [class], split: two_objects"
+    )
+    with pytest.raises(UserError, match="12 of the 12 images are of several classes"):
+        run_all(store, parse(text, "demo").nodes())
 
 
 def test_class_latents_carry_their_class(store: Store) -> None:
