@@ -116,7 +116,7 @@ _PICK_COLUMNS = (
     "fvu",
     "explained_variance",
     "dead_fraction",
-    "zero_shot_kept_mean",
+    "set_kept_mean",
 )
 
 

@@ -15,7 +15,7 @@ from patchsae.storage.manifest import KEY_DIGITS
 from patchsae.storage.store import Store
 
 By = Literal["fvu", "zero_shot_kept"]
-_COLUMN = {"fvu": "fvu", "zero_shot_kept": "zero_shot_kept_mean"}
+_COLUMN = {"fvu": "fvu", "zero_shot_kept": "set_kept_mean"}
 
 
 def candidates(store: Store, patterns: Sequence[str]) -> pl.DataFrame:
@@ -34,9 +34,13 @@ def candidates(store: Store, patterns: Sequence[str]) -> pl.DataFrame:
     frontiers = [artifact for artifact in frontiers if catalog.knows(artifact)] or frontiers
     newest = max(frontiers, key=lambda one: float(one.manifest.provenance["started"]))
     rows = catalog.scan("frontier").filter(artifact=newest.key).sort("l0", "fvu").collect()
-    rows = rows.with_columns(pl.col("sae", "sae_key").cast(pl.String)).with_columns(
-        pl.col("sae").fill_null(pl.col("sae_key").str.head(KEY_DIGITS))
-    )
+    if "set_kept_mean" not in rows.columns:
+        # Tables of earlier versions, whose images were of one class.
+        rows = rows.with_columns(set_kept_mean="zero_shot_kept_mean")
+    rows = rows.with_columns(
+        pl.col("sae", "sae_key").cast(pl.String),
+        pl.col("set_kept_mean").fill_null(pl.col("zero_shot_kept_mean")),
+    ).with_columns(pl.col("sae").fill_null(pl.col("sae_key").str.head(KEY_DIGITS)))
     chosen = [any(fnmatch.fnmatch(name, pattern) for pattern in patterns) for name in rows["sae"]]
     if patterns and not any(chosen):
         raise UserError(

@@ -50,6 +50,7 @@ def index(store: Store, labels: Sequence[int], splits: Sequence[str], class_name
             "split": splits,
             "width": [32] * n,
             "height": [32] * n,
+            "treatment": [""] * n,
             "digest": [f"{i:064x}" for i in range(n)],
         }
         out.write_table(IMAGES, values)

@@ -79,7 +79,7 @@ ROWS = pl.DataFrame(
         "l0": [8.0, 16.0, 32.0],
         "fvu": [0.3, 0.1, 0.05],
         "dead_fraction": [0.0, 0.2, 0.0],
-        "zero_shot_kept_mean": [0.9, None, 0.9],
+        "set_kept_mean": [0.9, None, 0.9],
     }
 )
 
