@@ -6,15 +6,33 @@ Shapes: n tokens (or points), d channels, S latents.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from patchsae.pipeline.saes.sae import Sae
 
 DecoderBias = Literal["geometric_median", "geometric_median_reference", "mean", "zeros"]
 WeightInit = Literal["reference", "transpose", "data_points"]
+
+ENCODER_SCALES = {"live_latents": 1.0, "low_fvu": 0.1}
+"""The named values of `encoder_scale`. docs/training.md has the figures of both."""
+
+
+def _of_its_name(value: Any) -> Any:
+    """The number of a named scale, so that a key is the same for the name and for the number."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return ENCODER_SCALES[value] if value in ENCODER_SCALES else float(value)
+    except ValueError:
+        raise ValueError(f"write {' or '.join(ENCODER_SCALES)}, or a number above 0") from None
+
+
+EncoderScale = Annotated[float, BeforeValidator(_of_its_name), Field(gt=0)]
+"""A norm above 0, or one of the names in `ENCODER_SCALES`."""
 
 # Weight of the token in a decoder row of `data_points`. The rest is random: two rows may get the same token.
 _DATA_POINT_SHARE = 0.8

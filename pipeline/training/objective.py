@@ -15,7 +15,7 @@ from torch import Tensor
 
 from patchsae.pipeline.activations.stream import Mix
 from patchsae.pipeline.saes.sae import Sae, SaeConfig
-from patchsae.pipeline.training.initialisation import DecoderBias, WeightInit, start
+from patchsae.pipeline.training.initialisation import DecoderBias, EncoderScale, WeightInit, start
 from patchsae.pipeline.training.process_group import ALONE, Ranks
 from patchsae.storage.tokens import TokenSelection
 
@@ -103,10 +103,11 @@ class TrainedSaeConfig(SaeConfig):
     """`transpose`: random decoder rows, and the encoder is decoder^T times `encoder_scale`. `data_points`:
     the same, with the rows turned towards tokens of the first batch. `reference`: as in the paper's code,
     encoder and decoder are random and independent."""
-    encoder_scale: float = Field(1.0, gt=0)
-    """Initial norm of the encoder's rows (`init: reference` ignores it). Adam moves every weight by about
-    `lr` per step, so rows of norm 0.1 change direction faster than rows of norm 1: after 600 steps FVU is
-    lower, but more latents of wide SAEs stay dead (benchmarks/LOG.md)."""
+    encoder_scale: EncoderScale = 1.0
+    """Initial norm of the encoder's rows (`init: reference` ignores it): `live_latents` is 1, `low_fvu` is 0.1,
+    and any number above 0 can be given. Adam moves every weight by about `lr` per step, so short rows change
+    direction faster: after 600 steps FVU is lower, but more latents of wide SAEs stay dead
+    (docs/training.md)."""
     b_dec_init: DecoderBias = "geometric_median"
     """Initial decoder bias, from the tokens of the first batch. `geometric_median_reference` takes whole
     images as points, as the reference does, and needs `mix: images`."""

@@ -24,6 +24,7 @@ from patchsae.pipeline.saes.sae import Sae
 from patchsae.pipeline.saes.sparse.encoder import Encoder, EncoderWeights, positive_latents
 from patchsae.pipeline.saes.sparse.latents import n_positive
 from patchsae.pipeline.training.auxk import AuxKConfig
+from patchsae.pipeline.training.initialisation import EncoderScale
 from patchsae.pipeline.training.objective import Gradients
 from patchsae.pipeline.training.parameters import Autoencoder
 from patchsae.pipeline.training.process_group import ALONE, Ranks
@@ -34,7 +35,7 @@ class GatedConfig(AuxKConfig):
     """Gates with an L1 penalty decide which latents are on; magnitudes, without a penalty, how much."""
 
     kind: Literal["gated"] = "gated"
-    encoder_scale: float = Field(0.1, gt=0)
+    encoder_scale: EncoderScale = 0.1
     l1_coefficient: float = Field(0.3, ge=0)
     """Weight of the L1 norm of the gates in units of the mean norm of a token, so that it does not depend on
     the scale of the activations."""

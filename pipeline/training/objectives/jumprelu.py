@@ -27,6 +27,7 @@ from patchsae.pipeline.saes.sae import Sae
 from patchsae.pipeline.saes.sparse.encoder import Encoder, EncoderWeights, positive_latents
 from patchsae.pipeline.saes.sparse.latents import n_positive
 from patchsae.pipeline.training.auxk import AuxKConfig
+from patchsae.pipeline.training.initialisation import EncoderScale
 from patchsae.pipeline.training.objective import Gradients
 from patchsae.pipeline.training.parameters import Autoencoder
 from patchsae.pipeline.training.process_group import ALONE, Ranks
@@ -37,7 +38,7 @@ class JumpReluConfig(AuxKConfig):
     """Thresholds are learnt, with a penalty on the number of latents above them."""
 
     kind: Literal["jumprelu"] = "jumprelu"
-    encoder_scale: float = Field(0.1, gt=0)
+    encoder_scale: EncoderScale = 0.1
     l0_coefficient: float = Field(0.3, ge=0)
     """The penalty of an L0 equal to the number of channels, in units of the activations' variance."""
     l0_warmup_steps: int = Field(0, ge=0)

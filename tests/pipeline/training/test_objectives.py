@@ -13,6 +13,7 @@ from torch import Tensor
 from patchsae.pipeline.saes.sae import Sae
 from patchsae.pipeline.saes.sparse.encoder import Encoder, EncoderWeights, positive_latents, top_latents
 from patchsae.pipeline.saes.sparse.latents import DenseLatents, SparseLatents
+from patchsae.pipeline.training.initialisation import ENCODER_SCALES
 from patchsae.pipeline.training.objective import Objective
 from patchsae.pipeline.training.objectives.batch_topk import BatchTopKConfig, PerBatch
 from patchsae.pipeline.training.objectives.gated import Gated, GatedConfig
@@ -343,6 +344,27 @@ def test_inits(kind: type) -> None:
     sae = _config(kind, init="data_points").objective(_sample(), 5).sae()
     nearest = torch.cosine_similarity(sae.W_dec[:, None], points[None], dim=2).max(1).values
     assert nearest.min() > 0.9
+
+
+@pytest.mark.parametrize("kind", [TopKConfig, JumpReluConfig])
+def test_a_named_start_has_the_key_of_its_number(kind: type) -> None:
+    for name, number in (("live_latents", 1), ("low_fvu", 0.1)):
+        config = _config(kind, encoder_scale=name)
+        assert config.encoder_scale == number
+        assert config.key_config() == _config(kind, encoder_scale=number).key_config()
+    # YAML reads `1e-1` as text.
+    assert _config(kind, encoder_scale="1e-1").encoder_scale == 0.1
+    with pytest.raises(ValidationError, match="write live_latents or low_fvu, or a number above 0"):
+        _config(kind, encoder_scale="live")
+    with pytest.raises(ValidationError, match="greater than 0"):
+        _config(kind, encoder_scale=0)
+
+
+def test_the_defaults_are_named_starts() -> None:
+    for kind in (TopKConfig, BatchTopKConfig, MatryoshkaConfig):
+        assert _config(kind).encoder_scale == ENCODER_SCALES["live_latents"]
+    for kind in (JumpReluConfig, GatedConfig):
+        assert _config(kind).encoder_scale == ENCODER_SCALES["low_fvu"]
 
 
 def test_prefixes_of_one_latent_are_merged() -> None:
