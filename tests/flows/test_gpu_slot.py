@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.exceptions import ObjectNotFound
 
 from patchsae.flows import gpu_slot as module
 from patchsae.flows.gpu_slot import gpu_slot
@@ -16,7 +18,10 @@ from tests.support.prefect_server import Server
 
 @pytest.fixture
 def client(in_server: Server) -> Iterator[SyncPrefectClient]:
+    """A client of a server without the limit `gpu`, which other tests may have made."""
     with get_client(sync_client=True) as client:
+        with contextlib.suppress(ObjectNotFound):
+            client.delete_global_concurrency_limit_by_name("gpu")
         yield client
 
 
@@ -71,8 +76,7 @@ def test_a_place_is_taken_where_there_is_a_limit_and_found_again_when_it_is_lost
 def test_a_run_waits_for_a_place_and_says_so(
     client: SyncPrefectClient, leases: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not [limit for limit in client.read_global_concurrency_limits() if limit.name == "gpu"]:
-        client.request("POST", "/v2/concurrency_limits/", json={"name": "gpu", "limit": 1})
+    client.request("POST", "/v2/concurrency_limits/", json={"name": "gpu", "limit": 1})
     other = take(client)
     said: list[str] = []
 
