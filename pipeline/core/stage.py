@@ -140,7 +140,8 @@ class Stage:
     artifacts made from this one contain a digest of its content (`Builder.identity`) instead of its key.
     `predict` says what is known of the result before anything is run, and raises UserError for what `run` would
     refuse, with the same sentence, as far as that shows without weights or images. `changed_source` says what
-    changed in the data outside the store since an artifact of the same data was made, if it can tell. `changes`
+    changed in the data outside the store since an artifact of the same data was made, if it can tell, and
+    `changed_content` what differs between two artifacts of the stage for those that are made from them. `changes`
     says for a version what it does otherwise than the one before it; the plan shows it. `remarks` makes sentences
     for the user from the summary of an artifact, which are shown at the end of a run.
     """
@@ -157,6 +158,7 @@ class Stage:
     identified_by_content: bool = False
     predict: Callable[[Any, Upstreams], Prediction] | None = None
     changed_source: Callable[[Any, Artifact], str | None] | None = None
+    changed_content: Callable[[Artifact, Artifact], str | None] | None = None
     changes: Mapping[int, str] = field(default_factory=dict)
     remarks: Callable[[Summary], Sequence[str]] | None = None
 

@@ -8,13 +8,14 @@ differs least is compared.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from patchsae.pipeline.core.graph import Node
 from patchsae.pipeline.core.prediction import Source
+from patchsae.pipeline.experiment.kinds import STAGES
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.keys import canonical_json
 from patchsae.storage.store import Store
@@ -66,6 +67,7 @@ class Earlier:
     store: Store
     experiment: str | None = None
     _known: dict[str, _Stage] = field(default_factory=dict)
+    _changed: dict[tuple[str, str], str | None] = field(default_factory=dict)
 
     def why(
         self, node: Node, config: Mapping[str, Any], inputs: Mapping[str, str], source: Source | None
@@ -76,7 +78,7 @@ class Earlier:
         """
         fields = _fields(node.stage.version, config, inputs)
         nearest = self._nearest(node, fields, source)
-        return "never run" if nearest is None else _difference(node, nearest, fields)
+        return "never run" if nearest is None else _difference(node, nearest, fields, self._changed_input)
 
     def identity(self, node: Node, source: Source | None) -> str | None:
         """The identity that an artifact of other images or weights has if they turn out not to have changed.
@@ -146,6 +148,17 @@ class Earlier:
                 found[known.artifact.identity] = canonical_json(location)
         return found
 
+    def _changed_input(self, have: str, wanted: str) -> str | None:
+        """What differs between two inputs with these identities, if their stage can tell. It is looked at once."""
+        if (have, wanted) not in self._changed:
+            self._changed[have, wanted] = None
+            for stage in STAGES.values():
+                if stage.changed_content is not None:
+                    of = {known.artifact.identity: known.artifact for known in self._of(stage.name).all}
+                    if have in of and wanted in of:
+                        self._changed[have, wanted] = stage.changed_content(of[have], of[wanted])
+        return self._changed[have, wanted]
+
     def _of(self, stage: str) -> _Stage:
         if stage not in self._known:
             self._known[stage] = _Stage()
@@ -168,7 +181,9 @@ def _started(artifact: Artifact) -> float:
     return float(artifact.manifest.provenance.get("started", 0.0))
 
 
-def _difference(node: Node, nearest: _Known, fields: Mapping[str, Any]) -> str:
+def _difference(
+    node: Node, nearest: _Known, fields: Mapping[str, Any], changed_input: Callable[[str, str], str | None]
+) -> str:
     have = nearest.fields
     if have.get(_KIND) != fields.get(_KIND):
         return f"kind: {have.get(_KIND, 'absent')} -> {fields.get(_KIND, 'absent')}"
@@ -182,7 +197,8 @@ def _difference(node: Node, nearest: _Known, fields: Mapping[str, Any]) -> str:
         if name == _role(_SOURCE) and node.stage.changed_source is not None:
             changed.append(node.stage.changed_source(node.config, nearest.artifact) or f"{name} changed")
         elif name in (*_roles(have), *_roles(fields)):
-            changed.append(f"{name} changed")
+            told = changed_input(str(have.get(name)), str(fields.get(name)))
+            changed.append(f"{name} changed" + (f" ({told})" if told else ""))
         elif name == _VERSION and fields[name] in node.stage.changes:
             told = node.stage.changes[fields[name]]
             changed.append(f"{name}: {have[name]} -> {fields[name]}, which {told}")

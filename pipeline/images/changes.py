@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import stat_result
 
+import polars as pl
+
 from patchsae.pipeline.images.dataset import DatasetConfig
+from patchsae.pipeline.images.files import count, names
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.errors import UserError
 
@@ -38,7 +41,51 @@ def changed_images(config: DatasetConfig, index: Artifact) -> str | None:
         "removed": sorted(known - now.keys()),
         "in another class or split": regrouped,
     }
-    return "; ".join(_told(what, sources) for what, sources in told.items() if sources) or None
+    found = [_told(what, sources) for what, sources in told.items() if sources]
+    place, place_before = (
+        config.location().get("root"),
+        index.manifest.provenance.get("source", {}).get("root"),
+    )
+    if place != place_before and place_before is not None:
+        found.append(f"images are in {place}, and were in {place_before}")
+    return "; ".join(found) or None
+
+
+def changed_content(before: Artifact, now: Artifact) -> str | None:
+    """The images in which two indexes differ: how many, and names. None if no difference is found.
+
+    Indexes of versions up to 0.1 say of no image that it was treated, since they used pixels as they are stored.
+    """
+    try:
+        old, new = (_images_of(index) for index in (before, now))
+    except UserError:
+        return None
+    both = old.keys() & new.keys()
+    same = [source for source in both if old[source][0] == new[source][0]]
+    treated = [source for source in same if old[source][1] != new[source][1]]
+    told = {
+        "turned by their EXIF orientation": _with(treated, new, "orientation"),
+        "put on another background": _with(treated, new, "background"),
+        "read as they are stored": [source for source in treated if not new[source][1]],
+        "changed": [source for source in both if old[source][0] != new[source][0]],
+        "in another class or split": [source for source in both if old[source][2:] != new[source][2:]],
+        "added": list(new.keys() - old.keys()),
+        "removed": list(old.keys() - new.keys()),
+    }
+    return "; ".join(_told(what, sorted(sources)) for what, sources in told.items() if sources) or None
+
+
+def _with(sources: Sequence[str], images: Mapping[str, tuple[str, ...]], treatment: str) -> list[str]:
+    return [source for source in sources if treatment in images[source][1]]
+
+
+def _images_of(index: Artifact) -> dict[str, tuple[str, ...]]:
+    """Source -> digest, treatment, class and split of every image of an index."""
+    images = index.scan("images").collect()
+    if "treatment" not in images.columns:
+        images = images.with_columns(treatment=pl.lit(""))
+    rows = images.select("source", "digest", "treatment", "class_name", "split").iter_rows()
+    return {source: tuple(others) for source, *others in rows}
 
 
 def _later(
@@ -57,5 +104,4 @@ def _later(
 
 
 def _told(what: str, sources: Sequence[str]) -> str:
-    shown = ", ".join(sources[:_SHOWN]) + (", ..." if len(sources) > _SHOWN else "")
-    return f"{len(sources):,} {'image' if len(sources) == 1 else 'images'} {what} ({shown})"
+    return f"{count(len(sources), 'image', 'images')} {what} ({names(sources, _SHOWN)})"

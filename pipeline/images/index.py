@@ -15,7 +15,7 @@ from typing import Any
 
 from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Upstreams
 from patchsae.pipeline.core.stage import Inputs, Runtime, Stage
-from patchsae.pipeline.images.changes import changed_images
+from patchsae.pipeline.images.changes import changed_content, changed_images
 from patchsae.pipeline.images.dataset import Dataset, DatasetConfig, Record
 from patchsae.pipeline.images.files import count, names, reason
 from patchsae.pipeline.images.speed import images_probe
@@ -267,6 +267,7 @@ STAGE = Stage(
     identified_by_content=True,
     predict=_predict,
     changed_source=changed_images,
+    changed_content=changed_content,
     changes={
         2: "turns images by their EXIF orientation and puts transparent ones on a background; what follows is done "
         "again only if an image is one of these"

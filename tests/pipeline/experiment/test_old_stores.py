@@ -11,6 +11,7 @@ from patchsae.pipeline.core.stage import Runtime
 from patchsae.pipeline.experiment.experiment import parse
 from patchsae.pipeline.experiment.request import Work, work_on
 from patchsae.pipeline.experiment.run import run
+from patchsae.pipeline.images.changes import changed_content
 from patchsae.pipeline.results.find import find
 from patchsae.pipeline.results.status import status_rows
 from patchsae.pipeline.results.tables import Catalog
@@ -57,6 +58,9 @@ def test_images_and_activations_stay_and_the_plan_says_why_saes_do_not(old: Stor
         "code version: 1 -> 2, which turns images by their EXIF orientation"
     )
     run(work_on(old, parse(EXPERIMENT, "old"), only=["index"]), Runtime())
+    indexes = old.committed("index")
+    assert sorted(artifact.manifest.version for artifact in indexes) == [1, 2]
+    assert changed_content(indexes[0], indexes[1]) is None
     for address, item in work(old).planned.items():
         assert (item.state == "cached") == (item.node.stage.name in ("index", *KEPT)), address
     why = {address: item.why for address, item in work(old).planned.items()}

@@ -118,10 +118,11 @@ def test_changed_added_and_removed_images_are_named_and_counted(
     (photos / "a" / "5.png").unlink()
     Image.new("RGB", (40, 40), (0, 99, 0)).save(photos / "a" / "new.png")
     assert told(store, experiment)["index/photos"][1] == (
-        "3 images changed (a/0.png, a/1.png, ...); 1 image added (a/new.png); 1 image removed (a/5.png)"
+        changes
+        := "3 images changed (a/0.png, a/1.png, ...); 1 image added (a/new.png); 1 image removed (a/5.png)"
     )
     run(work_on(store, experiment, only=["index", "weights"]), Runtime())
-    assert told(store, experiment)["extract/photos-tiny"] == ("to run", "input images changed")
+    assert told(store, experiment)["extract/photos-tiny"] == ("to run", f"input images changed ({changes})")
 
 
 def test_an_image_that_was_put_in_place_with_an_old_time_is_named(
