@@ -86,8 +86,8 @@ class OpenClipConfig(BackboneConfig):
     def outline(self) -> Outline:
         fingerprint = self.fingerprint()
         architecture = model_config(self.model)
-        outline = outline_of(architecture, self.extract, self.model)
         check_tokenizer(architecture, self.model, self._tokenizer())
+        outline = outline_of(architecture, self.extract, self.model)
         if (path := self._checkpoint()) is not None:
             check_checkpoint(path, fingerprint, self.model, outline, self._where())
         elif pretrained_tag(self.model, self.pretrained or "").get("quick_gelu", False):

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from patchsae.pipeline.backbones.backbone import ExtractConfig, Outline, resolve_block
+from patchsae.pipeline.backbones.towers.clip import cannot_cut
 from patchsae.pipeline.backbones.towers.shapes import Shapes, is_plain, pair, plain_shapes
-from patchsae.storage.errors import UserError
 from patchsae.storage.tokens import TokenLayout
 
 
@@ -46,12 +46,4 @@ def _of_open_clip(architecture: Mapping[str, Any], name: str) -> tuple[int, int,
         width,
         layout,
         {one: tuple(tensor.shape) for one, tensor in model.state_dict().items()},
-    )
-
-
-def cannot_cut(name: str, tower: str) -> UserError:
-    """The error for a model whose image tower, of the class `tower`, has no blocks to cut it at."""
-    return UserError(
-        f"backbone {name}: its image tower is a {tower}, and only vision transformers can be cut at a block; "
-        "choose a model such as ViT-B-16 (docs/models.md lists them)."
     )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from patchsae.pipeline.backbones.backbone import ExtractConfig, as_dtype, resolve_block
 from patchsae.pipeline.backbones.towers.prompts import class_embeddings
+from patchsae.storage.errors import UserError
 
 
 class CutClip:
@@ -62,3 +63,11 @@ class CutClip:
 
     def class_embeddings(self, names: Sequence[str], templates: Sequence[str], renormalise: bool) -> Tensor:
         return class_embeddings(self.encode_text, names, templates, renormalise)
+
+
+def cannot_cut(name: str, tower: str) -> UserError:
+    """The error for a model whose image tower, of the class `tower`, has no blocks to cut it at."""
+    return UserError(
+        f"backbone {name}: its image tower is a {tower}, and only vision transformers can be cut at a block; "
+        "choose a model such as ViT-B-16 (docs/models.md lists them)."
+    )

@@ -19,8 +19,7 @@ from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 
 from patchsae.pipeline.backbones.backbone import ExtractConfig
-from patchsae.pipeline.backbones.towers.architecture import cannot_cut
-from patchsae.pipeline.backbones.towers.clip import CutClip
+from patchsae.pipeline.backbones.towers.clip import CutClip, cannot_cut
 from patchsae.storage.errors import UserError
 from patchsae.storage.tokens import TokenLayout
 

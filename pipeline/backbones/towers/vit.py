@@ -14,8 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from patchsae.pipeline.backbones.backbone import ExtractConfig
-from patchsae.pipeline.backbones.towers.architecture import cannot_cut
-from patchsae.pipeline.backbones.towers.clip import CutClip
+from patchsae.pipeline.backbones.towers.clip import CutClip, cannot_cut
 from patchsae.storage.tokens import TokenLayout
 
 
