@@ -7,6 +7,7 @@ import polars as pl
 from patchsae.flows.cli.text import table
 from patchsae.pipeline.experiment.request import Work
 from patchsae.storage.artifacts import Artifact
+from patchsae.storage.manifest import Summary
 
 _SMALL_KS = (1, 2, 5, 10, 50)
 
@@ -25,43 +26,62 @@ def report(work: Work) -> str:
     """The report on a finished demo, as text."""
     sae = _artifact(work, "reconstruction/reconstruction").manifest.summary
     masking = _artifact(work, "masking/masking").scan("masking").filter(pl.col("class").is_null()).collect()
-    plain = {row["mode"]: row for row in masking.filter(selection="none").iter_rows(named=True)}
-    numbers = [
-        [
-            "zero-shot accuracy",
-            _percent(plain["original"]["accuracy"]),
-            f"{plain['original']['n']:,} test images",
-        ],
-        ["... through the SAE", _percent(plain["reconstruction"]["accuracy"]), "activations replaced"],
-        ["explained variance", _percent(float(sae["explained_variance"] or 0)), "centred, test images"],
-        ["L0", f"{float(sae['l0'] or 0):.1f}", f"of {sae['n_latents']:,} latents, per token"],
-        ["dead latents", _percent(float(sae["dead_fraction"] or 0)), "never active there"],
-    ]
     paths = [[address, str(_artifact(work, address).path)] for address in work.planned]
     return "\n\n".join(
         (
-            table(("", "", ""), numbers),
-            "Accuracy with k latents switched off: the class's own (chosen on the train split), or random ones.",
+            table(("", "", ""), [*_accuracies(work, masking), *_quality(sae)]),
+            "What is left of each attribute with k latents switched off: the k most active in the image's shape "
+            "(class),\nthose of them that other shapes have little of (selective), or random ones.",
             table(*_sweep(masking), right=[str(k) for k in _SMALL_KS]),
             "Where it is:\n" + table(("stage", "folder"), paths),
         )
     )
 
 
+def _accuracies(work: Work, masking: pl.DataFrame) -> list[list[str]]:
+    """What the zero-shot classifier finds, with the activations as they are and through the SAE."""
+    plain = {row["mode"]: row for row in masking.filter(selection="none").iter_rows(named=True)}
+    two = _artifact(work, "reconstruction/two-objects").manifest.summary
+    return [
+        [
+            "shape of one object",
+            _percent(plain["original"]["accuracy"]),
+            f"{plain['original']['n']:,} test images",
+        ],
+        ["... through the SAE", _percent(plain["reconstruction"]["accuracy"]), "every activation replaced"],
+        [
+            "colours of two objects",
+            _percent(float(two["set_accuracy_original"] or 0)),
+            f"{two['n_images']:,} images; right if both are on top",
+        ],
+        [
+            "... through the SAE",
+            _percent(float(two["set_accuracy_reconstruction"] or 0)),
+            f"KL divergence from the original {float(two['kl_reconstruction'] or 0):.2f}",
+        ],
+    ]
+
+
+def _quality(sae: Summary) -> list[list[str]]:
+    return [
+        ["explained variance", _percent(float(sae["explained_variance"] or 0)), "centred, test images"],
+        ["L0", f"{float(sae['l0'] or 0):.1f}", f"of {sae['n_latents']:,} latents, per token"],
+        ["dead latents", _percent(float(sae["dead_fraction"] or 0)), "never active there"],
+    ]
+
+
 def _sweep(masking: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
     """The header and rows of the table of accuracy by k, averaged over seeds."""
-    off = (
-        masking.filter(pl.col("mode") == "off", pl.col("k").is_in(_SMALL_KS))
-        .group_by("selection", "k")
-        .agg(pl.col("accuracy").mean())
-        .sort("k")
-    )
+    off = masking.filter(pl.col("mode") == "off", pl.col("k").is_in(_SMALL_KS)).sort("k")
     ks = off["k"].unique().sort().to_list()
-    rows = [
-        [
-            f"{selection} latents off",
-            *(_percent(accuracy) for accuracy in off.filter(selection=selection)["accuracy"]),
-        ]
-        for selection in ("class", "random")
+
+    def row(name: str, selection: str, column: str) -> list[str]:
+        means = off.filter(selection=selection).group_by("k").agg(pl.col(column).mean()).sort("k")
+        return [name, *map(_percent, means[column])]
+
+    return ["k", *map(str, ks)], [
+        row("class latents off: shape", "class", "accuracy"),
+        *(row(f"    {name}", "class", f"accuracy_{name}") for name in ("colour", "texture", "background")),
+        row("selective latents off: shape", "class_selective", "accuracy"),
+        row("random latents off: shape", "random", "accuracy"),
     ]
-    return ["k", *map(str, ks)], rows
