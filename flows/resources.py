@@ -37,12 +37,13 @@ def resources_of(model: BaseModel) -> Resources:
 
 def check_resources(resources: Resources) -> None:
     """Raises UserError if the device, a logger or the Dask scheduler is not there; called before a run."""
-    _check_device(resources.device)
+    check_device(resources.device)
     check_logs(resources.log)
     _check_dask(resources.dask)
 
 
-def _check_device(name: str | None) -> None:
+def check_device(name: str | None) -> None:
+    """Raises UserError if this machine has no device of that name. None is any device."""
     if name is None:
         return
     try:

@@ -63,6 +63,8 @@ def import_(
 
     An experiment can use the checkpoint without conversion: `saes: {theirs: {kind: imported, path: PATH,
     ...}}`.
+
+    Example: `patchsae import relu-saelens --to relu`
     """
     from patchsae.flows.cli.sae_files import convert
 
@@ -88,6 +90,8 @@ def visaebench(
     """Score an SAE with ViSAEBench on the activations in the store.
 
     `uv sync --group interchange` installs ViSAEBench.
+
+    Example: `patchsae visaebench train/relu --metric fvu`
     """
     from patchsae.flows.cli.sae_files import score
     from patchsae.flows.cli.text import table

@@ -83,6 +83,8 @@ def demo(store: StoreOption = "./store") -> None:
 
     The demo downloads nothing: a small CLIP and a world of rendered shapes come with the package. A second
     `demo` computes nothing and prints the results again.
+
+    Example: `patchsae demo --store /tmp/demo`
     """
     from patchsae.flows.cli.demo import report
     from patchsae.flows.cli.run import launch
@@ -134,6 +136,8 @@ def plan(
 
     Times are those of this machine, whose speed is measured once, in a few seconds, and remembered. Exits with
     code 1 if a stage is blocked, and with code 2 if the bytes do not fit on the disk.
+
+    Example: `patchsae plan photos.yaml --set train.k=16`
     """
     from patchsae.flows.cli.show import plan_rows, plan_text
     from patchsae.pipeline.core.machine import Machine, figures_file

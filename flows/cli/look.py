@@ -25,7 +25,10 @@ def _open(uri: str) -> Store:
 def status(
     store: StoreOption = "./store", experiment: RecordOption = None, as_json: JsonOption = False
 ) -> None:
-    """List the artifacts of a store: stage, key, state, path, bytes, names, summary."""
+    """List the artifacts of a store: stage, key, state, path, bytes, names, summary.
+
+    Example: `patchsae status --experiment photos`
+    """
     from patchsae.flows.cli.look_text import status_text
     from patchsae.pipeline.results.status import status_rows
 
@@ -73,7 +76,10 @@ def query(
 
 
 def tables(store: StoreOption = "./store", as_json: JsonOption = False) -> None:
-    """List the tables of a store with a sentence per column."""
+    """List the tables of a store with a sentence per column.
+
+    Example: `patchsae tables --store /data/store`
+    """
     from patchsae.flows.cli.text import table
     from patchsae.pipeline.results.sql import describe
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from patchsae.flows.resources import check_device
 from patchsae.flows.run_folder import run_folder
 from patchsae.pipeline.evaluations import visaebench
 from patchsae.pipeline.images.tables import labels_of, split_range
@@ -40,6 +41,7 @@ def score(
 ) -> list[dict[str, float | str]]:
     """ViSAEBench's metrics of an SAE, on the activations of `split` in the dataset it was trained on."""
     visaebench.check_metrics(metrics)
+    check_device(device)
     artifact = find_sae(store, word)
     activations = input_of(store, artifact, "activations", "extract")
     images = input_of(store, artifact, "images", "index")

@@ -21,6 +21,8 @@ def verify(
 
     Exits with code 1 if there are any, or if the store cannot be read, unless `--discard` drops them. What was made
     from a damaged artifact is dropped with it.
+
+    Example: `patchsae verify --store /data/store --discard`
     """
     from patchsae.flows.cli.bars import reporter
     from patchsae.flows.cli.show import dropped_text
@@ -62,6 +64,8 @@ def gc(
     Every run is recorded under the name of its experiment, with a suffix if `--set` was used, or if an earlier
     version of the experiment had that name. A record protects the artifacts of its run, finished or not. An
     artifact that a process builds or reads is never deleted, and a run that goes on is never forgotten.
+
+    Example: `patchsae gc --forget photos --delete`
     """
     from patchsae.flows.cli.text import table
     from patchsae.pipeline.core.text import size
@@ -69,6 +73,7 @@ def gc(
     from patchsae.storage.store import Store
 
     opened = Store(store)
+    opened.check_readable()
     for name in forget or []:
         opened.records.forget(name)
     busy: list[Unneeded] = []

@@ -123,6 +123,10 @@ def _refuse_files(query: str) -> None:
 def _explain(message: str, known: list[str], frames: dict[str, pl.LazyFrame]) -> str:
     """A Polars error as one sentence with the remedy. `known` are all tables, `frames` the opened ones."""
     if found := re.match(r"relation '(.+)' was not found", message):
+        if known == [ARTIFACTS]:
+            return (
+                f"query: no table `{found[1]}` in this store: it has no results yet; run an experiment first."
+            )
         return f"query: no table `{found[1]}` in this store{nearest(found[1], known)}"
     if found := re.match(r'unable to find column "(.+?)"', message):
         columns = {column for frame in frames.values() for column in frame.collect_schema().names()}

@@ -200,6 +200,18 @@ def test_a_binary_file_is_no_experiment(tiny_checkpoint: Path, tmp_path: Path) -
     assert "cannot be read as YAML" in sentence(patchsae("plan", tiny_checkpoint, "--store", tmp_path / "s"))
 
 
+def test_a_store_that_is_not_there_is_no_traceback(tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    assert "cannot be read" in sentence(patchsae("gc", "--store", nowhere))
+    assert "run an experiment first" in sentence(
+        patchsae("query", "SELECT * FROM latents", "--store", nowhere)
+    )
+    assert "no device of that name" in sentence(
+        patchsae("visaebench", "relu", "--store", nowhere, "--device", "gpu")
+    )
+    assert not nowhere.exists()
+
+
 def test_a_store_that_cannot_be_written(small: Path) -> None:
     assert "nothing can be written" in sentence(patchsae("run", small, "--store", small / "store"))
 
