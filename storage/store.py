@@ -42,7 +42,7 @@ from patchsae.storage.atomic import (
 from patchsae.storage.errors import UserError
 from patchsae.storage.files import read_regular
 from patchsae.storage.keys import parse_json
-from patchsae.storage.locks import Busy, allow_open_files, lock, refuse
+from patchsae.storage.locks import Busy, allow_open_files, is_locked, lock, refuse
 from patchsae.storage.manifest import FILE as MANIFEST
 from patchsae.storage.manifest import KEY_DIGITS, Manifest, Summary
 from patchsae.storage.records import Records
@@ -155,6 +155,10 @@ class Store:
         """Holds the lock of who builds an artifact. If another process builds it, calls `on_wait` and waits."""
         with explaining_full_disk(self.root), lock(self._lock(artifact, _BUILD), on_wait):
             yield
+
+    def is_being_built(self, artifact: Artifact) -> bool:
+        """Whether a process holds the lock of who builds an artifact."""
+        return is_locked(self._lock(artifact, _BUILD))
 
     @contextlib.contextmanager
     def reading(self, artifacts: Iterable[Artifact]) -> Iterator[None]:

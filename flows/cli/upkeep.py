@@ -62,14 +62,15 @@ def gc(
     """List or delete the artifacts that no preset and no recorded run needs, and what killed runs left behind.
 
     Every run is recorded under the name of its experiment, with a suffix if `--set` was used, or if an earlier
-    version of the experiment had that name. A record protects the artifacts of its run, finished or not. An
+    version of the experiment had that name. A record protects the artifacts of its run, finished or not; those
+    with nothing done yet need no protection. Unfinished ones that are kept are listed with what they have. An
     artifact that a process builds or reads is never deleted, and a run that goes on is never forgotten.
 
     Example: `patchsae gc --forget photos --delete`
     """
     from patchsae.flows.cli.text import table
     from patchsae.pipeline.core.text import size
-    from patchsae.pipeline.experiment.upkeep import Unneeded, delete_unneeded, unneeded
+    from patchsae.pipeline.experiment.upkeep import Unneeded, delete_unneeded, unfinished, unneeded
     from patchsae.storage.store import Store
 
     opened = Store(store)
@@ -82,8 +83,8 @@ def gc(
     else:
         items = unneeded(opened)
     if items:
-        rows = [[i.artifact.stage, i.artifact.key[:16], i.state, size(i.n_bytes)] for i in items]
-        result(table(("stage", "key", "state", "bytes"), rows, right=("bytes",)) + "\n")
+        rows = [[i.artifact.stage, i.artifact.key[:16], i.state, size(i.n_bytes), i.why] for i in items]
+        result(table(("stage", "key", "state", "bytes", "why"), rows, right=("bytes",)) + "\n")
     total = size(sum(item.n_bytes for item in items))
     result(
         f"{len(items)} artifacts, {total}"
@@ -95,6 +96,15 @@ def gc(
             else ": nothing to delete."
         )
     )
+    if kept := unfinished(opened):
+        result(
+            f"\n{size(sum(one.n_bytes for one in kept))} of unfinished artifacts are kept, since a run would go on with "
+            "them; `gc --forget NAME` gives a run up:"
+        )
+        rows = [
+            [k.artifact.stage, k.artifact.key[:16], size(k.n_bytes), k.done, ", ".join(k.names)] for k in kept
+        ]
+        result(table(("stage", "key", "bytes", "done", "run"), rows, right=("bytes",)) + "\n")
     earlier = sorted(opened.records.all().keys() - opened.records.current().keys())
     if earlier:
         names = ", ".join(earlier)

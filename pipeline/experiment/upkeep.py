@@ -223,37 +223,88 @@ def _alone(store: Store, artifact: Artifact, act: Act) -> bool:
 
 @dataclass(frozen=True)
 class Unneeded:
-    """An artifact that no preset and no recorded experiment needs, or what a killed process left of one.
+    """An artifact that nothing needs, or what a killed process left of one.
 
-    `state` says which: the state of the artifact, or what the leftovers are.
+    `state` says which: the state of the artifact, or what the leftovers are. `why` says why nothing needs it.
     """
 
     artifact: Artifact
     state: State | str
     n_bytes: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """An unfinished artifact that is kept for the experiments with the records `names`. `done` says what it has."""
+
+    artifact: Artifact
+    n_bytes: int
+    done: str
+    names: list[str]
 
 
 def unneeded(store: Store) -> list[Unneeded]:
     """The artifacts that no preset and no recorded experiment needs, and what killed processes left.
 
-    Raises UserError if a record cannot be read, since what it needs is not known.
+    Of an unfinished artifact nothing is needed if no part and no checkpoint is done, or if only a preset leads
+    there. One that is being built is left out. Raises UserError if a record cannot be read, since what it needs is
+    not known.
     """
     for sentence in [sentence for _, sentence in store.records.faults()] + store.faults():
         raise UserError(f"{sentence} Nothing is deleted before that.")
-    needed = _reached_by_presets(store)
-    for record in store.records.all().values():
-        needed |= {store.at(node.stage, node.key).path.name for node in record.nodes.values()}
+    recorded = _recorded(store)
+    reached = _reached_by_presets(store)
     found = []
     for artifact, state in store.artifacts():
-        if artifact.path.name not in needed:
-            found.append(Unneeded(artifact, state, artifact.n_bytes()))
+        name = artifact.path.name
+        if state == "partial" and store.is_being_built(artifact):
+            continue
+        if state == "partial" and not _done(artifact):
+            found.append(Unneeded(artifact, state, artifact.n_bytes(), "failed or killed, with nothing done"))
+        elif name not in recorded and (state == "partial" or name not in reached):
+            done = f"{_done(artifact)}; " if state == "partial" else ""
+            found.append(Unneeded(artifact, state, artifact.n_bytes(), f"{done}no record needs it"))
         else:
             found += _left_of(store, artifact)
     return [*found, *(left for orphan in store.orphans() for left in _left_of(store, orphan))]
 
 
+def unfinished(store: Store) -> list[Unfinished]:
+    """The unfinished artifacts that are kept because a recorded experiment would go on with them.
+
+    Those that are being built are left out.
+    """
+    recorded = _recorded(store)
+    return [
+        Unfinished(artifact, artifact.n_bytes(), done, recorded[artifact.path.name])
+        for artifact, state in store.artifacts()
+        if state == "partial" and artifact.path.name in recorded
+        if not store.is_being_built(artifact) and (done := _done(artifact))
+    ]
+
+
+def _done(artifact: Artifact) -> str:
+    """What a run would go on with: parts or a checkpoint; empty if there is nothing."""
+    step = artifact.checkpoints.latest_step()
+    if step is not None:
+        return f"checkpoint of step {step:,}"
+    n_parts = artifact.ledger.n_done()
+    return f"{n_parts:,} parts" if n_parts else ""
+
+
+def _recorded(store: Store) -> dict[str, list[str]]:
+    """The folder name of every artifact that a record leads to -> the names of the records."""
+    found: dict[str, list[str]] = {}
+    for name, record in store.records.all().items():
+        for folder in {store.at(node.stage, node.key).path.name for node in record.nodes.values()}:
+            found.setdefault(folder, []).append(name)
+    return found
+
+
 def _left_of(store: Store, artifact: Artifact) -> list[Unneeded]:
-    return [Unneeded(artifact, one.what, one.n_bytes()) for one in store.leftovers(artifact)]
+    why = "left by a killed process"
+    return [Unneeded(artifact, one.what, one.n_bytes(), why) for one in store.leftovers(artifact)]
 
 
 def _reached_by_presets(store: Store) -> set[str]:

@@ -14,7 +14,13 @@ from patchsae.pipeline.experiment.experiment import Experiment, parse
 from patchsae.pipeline.experiment.forecast import check_space
 from patchsae.pipeline.experiment.request import work_on
 from patchsae.pipeline.experiment.run import groups, run
-from patchsae.pipeline.experiment.upkeep import delete_unneeded, drop_damaged, verify
+from patchsae.pipeline.experiment.upkeep import (
+    delete_unneeded,
+    drop_damaged,
+    unfinished,
+    unneeded,
+    verify,
+)
 from patchsae.pipeline.saes.sae import WEIGHTS
 from patchsae.storage import activations
 from patchsae.storage.artifacts import Artifact, Builder
@@ -290,3 +296,40 @@ def test_unfinished_statistics_of_an_sae_that_is_now_another_one_begin_anew(
 
 def _interrupted(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_gc_sees_abandoned_checkpoints_and_what_failed_with_nothing_done(
+    store: Store, text: str, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(work_on(store, experiment, only=["index", "weights", "extract"]), Runtime())
+    with monkeypatch.context() as patch:
+        patch.setattr("patchsae.pipeline.training.train._finish", _interrupted)
+        for own in (experiment, parse(text.replace("n_steps: 3", "n_steps: 4"), "small")):
+            with pytest.raises(KeyboardInterrupt):
+                run(work_on(store, own), Runtime())
+        patch.setattr("patchsae.pipeline.training.train.begin", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(work_on(store, parse(text.replace("n_steps: 3", "n_steps: 5"), "small")), Runtime())
+    # Records lead to all six SAEs. Two of them have nothing that a run could go on with.
+    assert {(item.artifact.stage, item.why) for item in unneeded(store)} == {
+        ("train", "failed or killed, with nothing done")
+    }
+    assert len(unneeded(store)) == 2
+    kept = unfinished(store)
+    assert sorted(one.done for one in kept) == ["checkpoint of step 3"] * 2 + ["checkpoint of step 4"] * 2
+    assert all(one.n_bytes > 3 * 4 * 2 * 32 * 32 and len(one.names) == 1 for one in kept)
+    # While it is built, it is nobody's business.
+    with store.building(unneeded(store)[0].artifact):
+        assert len(unneeded(store)) == 1
+    with store.building(kept[0].artifact):
+        assert len(unfinished(store)) == 3
+    delete_unneeded(store)
+    assert unneeded(store) == [] and [one.artifact for one in unfinished(store)] == [k.artifact for k in kept]
+    # A run that is given up leaves its checkpoints to gc, also of an experiment that goes on under that name.
+    [given_up] = {name for one in kept if one.done.endswith("3") for name in one.names}
+    store.records.forget(given_up)
+    assert [item.why for item in unneeded(store)] == ["checkpoint of step 3; no record needs it"] * 2
+    deleted, _ = delete_unneeded(store)
+    assert sum(item.n_bytes for item in deleted) > 0 and len(unfinished(store)) == 2
+    run(work_on(store, parse(text.replace("n_steps: 3", "n_steps: 4"), "small"), only=["train"]), Runtime())
+    assert unfinished(store) == []
