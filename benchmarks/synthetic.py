@@ -88,6 +88,7 @@ def _write_index(out: Builder, labels: np.ndarray, n_train: int, n_classes: int)
             "width": [224] * n,
             "height": [224] * n,
             "digest": [str(i) for i in range(n)],
+            "treatment": [""] * n,
         },
     )
     counts = np.bincount(labels, minlength=n_classes)

@@ -167,6 +167,11 @@ class _TwoBars(Bar):
         for bar in self._bars:
             bar.advance(n, note)
 
+    def within(self, done: int, total: int, unit: str) -> None:
+        super().within(done, total, unit)
+        for bar in self._bars:
+            bar.within(done, total, unit)
+
 
 class AndLogReporter(Reporter):
     """Opens bars of another reporter that write into the log too."""

@@ -8,7 +8,7 @@ workers nor the batch size changes a byte.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Annotated, Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from patchsae.pipeline.backbones.effort import image_amounts, load_amounts
 from patchsae.pipeline.backbones.weights import load_backbone
 from patchsae.pipeline.core.config import INLINE, Config, Unhashed
 from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Upstreams
-from patchsae.pipeline.core.prefetch import prefetch
+from patchsae.pipeline.core.prefetch import prefetch, thread_pool
 from patchsae.pipeline.core.stage import Inputs, Runtime, Stage
 from patchsae.pipeline.images.dataset import Dataset, DatasetConfig, Record
 from patchsae.pipeline.images.files import reason
@@ -205,7 +205,7 @@ def write_shards(
         out.ledger.record(part, [file])
 
     pending: Future[None] | None = None
-    with ThreadPoolExecutor(1) as pool:
+    with thread_pool(1, "shards") as pool:
         for part in parts:
             n_images = len(template.shard_range(part))
             shard: np.ndarray | None = None

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from patchsae.pipeline.activations.shuffle import Block, Piece, ShuffleOrder, expected_groups
+from patchsae.pipeline.core.prefetch import thread_pool
 from patchsae.storage.activations import ActivationDtype, Activations
 from patchsae.storage.chunk_reader import ChunkReader
 from patchsae.storage.tokens import TokenSelection
@@ -114,7 +115,7 @@ class Stream:
         """
         pieces = self.order.pieces(first * self.batch_size, (last - first) * self.batch_size)
         batch, n_filled = self._empty_batch(), 0
-        with ThreadPoolExecutor(threads, "stream") if threads else nullcontext() as pool:
+        with thread_pool(threads, "stream") if threads else nullcontext() as pool:
             for piece, loaded in self._in_memory(pieces, pool):
                 units = self.order.within(piece.block)[piece.start : piece.stop]
                 while len(units):

@@ -8,29 +8,48 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+T = TypeVar("T")
 _SECONDS_BETWEEN_LINES = 15.0
 
 
 @dataclass
 class Bar:
-    """A running count of finished units of work. `note` is a text shown after the count, such as the loss."""
+    """A running count of finished units of work. `note` is a text shown after the count, such as the loss.
+
+    `share`, from 0 to 1, is how much of the present unit is done.
+    """
 
     label: str
     total: int
     unit: str
     done: int = 0
     note: str = ""
+    share: float = 0.0
 
     def advance(self, n: int = 1, note: str = "") -> None:
         self.done += n
+        self.share = 0.0
         self.note = note or self.note
         self._show()
+
+    def within(self, done: int, total: int, unit: str) -> None:
+        """Shows how far the present unit of work is: `done` of its `total` smaller units."""
+        self.share = done / total
+        self.note = f"+ {done:,}/{total:,} {unit}" if done < total else ""
+        self._show()
+
+    def over(self, items: Iterable[T]) -> Iterator[T]:
+        """The items, each of which is a unit of work that is done when the next one is asked for."""
+        for item in items:
+            yield item
+            self.advance()
 
     def _show(self) -> None:
         """Shows nothing; subclasses show the count."""
@@ -44,7 +63,7 @@ class _TerminalBar(Bar):
         )
 
     def _show(self) -> None:
-        self._progress.update(self._task, completed=self.done, note=self.note)
+        self._progress.update(self._task, completed=self.done + self.share, note=self.note)
 
 
 class _LogBar(Bar):

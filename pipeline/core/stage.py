@@ -42,10 +42,18 @@ class RunTogether(Protocol):
     ) -> Sequence[Summary | UserError]: ...
 
 
+Within = Callable[[int, int, str], object]
+"""Is told how far a part is: how many of how many smaller units are done (`Bar.within`)."""
+
+
+def untold(done: int, total: int, unit: str) -> None:
+    """The `Within` of a part whose progress nobody sees, such as one on a Dask worker."""
+
+
 class PartWorker(Protocol):
     """Computes parts of one artifact, and keeps what they share (an SAE, a backbone) between parts."""
 
-    def __call__(self, part: int) -> Mapping[str, np.ndarray]:
+    def __call__(self, part: int, within: Within) -> Mapping[str, np.ndarray]:
         """Computes one part and returns its arrays by name."""
 
 
@@ -73,7 +81,7 @@ def map_parts_here(
     n_done = out.ledger.n_done()
     with runtime.reporter.bar(stage.name, n_done + len(parts), "parts", n_done) as bar:
         for part in parts:
-            stage.do_part(worker, out, part)
+            stage.do_part(worker, out, part, bar.within)
             bar.advance()
 
 
@@ -204,10 +212,10 @@ class PartStage(Stage):
             "the disk and run the same command again."
         )
 
-    def do_part(self, worker: PartWorker, out: Builder, part: int) -> None:
+    def do_part(self, worker: PartWorker, out: Builder, part: int, within: Within = untold) -> None:
         """Computes one part, writes its arrays and notes it in the ledger."""
         with naming(f"part {part}"):
-            out.ledger.record(part, [out.scratch.write_part(part, worker(part))])
+            out.ledger.record(part, [out.scratch.write_part(part, worker(part, within))])
 
 
 @contextlib.contextmanager

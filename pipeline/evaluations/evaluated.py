@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from patchsae.pipeline.activations.parts import PartImages, part_rows
-from patchsae.pipeline.core.stage import Inputs
+from patchsae.pipeline.core.stage import Inputs, Within
 from patchsae.pipeline.images.tables import label_sets_of, labels_of
 from patchsae.pipeline.saes.encode import EncoderChoice, LatentEncoder
 from patchsae.pipeline.saes.sae import load_sae
@@ -33,16 +33,22 @@ class EvaluatedImages:
         self.label_sets = label_sets_of(inputs["images"])
         self._device = device
 
-    def blocks(self, part: int, images_per_block: int) -> Iterator[tuple[np.ndarray, Tensor, np.ndarray]]:
-        """(row numbers [B], activations [B, T, d], labels [B]) of a part's images, block by block."""
+    def blocks(
+        self, part: int, images_per_block: int, within: Within
+    ) -> Iterator[tuple[np.ndarray, Tensor, np.ndarray]]:
+        """(row numbers [B], activations [B, T, d], labels [B]) of a part's images, block by block.
+
+        `within` is told when a block is done.
+        """
         rows = self.parts[part]
         images = PartImages(self.activations, rows, self._device)
         for start in range(0, len(rows), images_per_block):
             chosen = rows[start : start + images_per_block]
             yield chosen, images.take(chosen), self.labels[chosen]
+            within(start + len(chosen), len(rows), "images")
 
     def blocks_by_class(
-        self, part: int, images_per_block: int
+        self, part: int, images_per_block: int, within: Within
     ) -> Iterator[tuple[np.ndarray, Tensor, np.ndarray, bool]]:
         """(row numbers [B], activations [B, T, d], class ids [B], again) of a part's images, sorted by class.
 
@@ -53,11 +59,14 @@ class EvaluatedImages:
         position, label = self.label_sets.pairs(rows)
         again = label != self.labels[rows][position]
         order = np.lexsort((position, again, label))
+        n_done = 0
         for several in np.split(order, np.flatnonzero(np.diff(again[order])) + 1):
             for start in range(0, len(several), images_per_block):
                 chosen = several[start : start + images_per_block]
                 block = rows[position[chosen]]
                 yield block, images.take(block), label[chosen], bool(again[chosen[0]])
+                n_done += len(chosen)
+                within(n_done, len(order), "images")
 
 
 def choose_encoder(inputs: Inputs, out: Builder, device: str) -> None:

@@ -10,10 +10,10 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Upstreams
+from patchsae.pipeline.core.prefetch import thread_pool
 from patchsae.pipeline.core.stage import Inputs, Runtime, Stage
 from patchsae.pipeline.images.changes import changed_content, changed_images
 from patchsae.pipeline.images.dataset import Dataset, DatasetConfig, Record
@@ -221,7 +221,7 @@ def _inspect_all(
     n_corrupt = 0
     n_done = sum(part not in missing for part in range(len(starts))) * _IMAGES_PER_PART
     with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        thread_pool(os.cpu_count(), "index") as pool,
         runtime.reporter.bar("index", len(records), "images", min(n_done, len(records))) as bar,
     ):
         for part, start in enumerate(starts):

@@ -22,6 +22,7 @@ SMALL = ["--model", "shapes_clip", "--latents", "256", "--train-images", "10"]
         ("masking", [*SMALL, "--images", "2"]),
         ("memory", [*SMALL, "--test-images", "2", "--classes", "10"]),
         ("world", ["--images", "20"]),
+        ("width", [*SMALL[:4], "--width", "64", "--batch", "256", "--images", "8", "--repeats", "1"]),
         ("stream", ["--images", "64", "--width", "32", "--batch-size", "256", "--repeats", "1"]),
     ],
 )

@@ -30,7 +30,8 @@ from patchsae.pipeline.core.config import (
 from patchsae.pipeline.core.graph import Names
 from patchsae.pipeline.core.machine import memory
 from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Upstreams
-from patchsae.pipeline.core.stage import Inputs, PartStage, Runtime, Stage
+from patchsae.pipeline.core.progress import Bar
+from patchsae.pipeline.core.stage import Inputs, PartStage, Runtime, Stage, Within
 from patchsae.pipeline.core.text import nearest
 from patchsae.pipeline.evaluations.evaluated import EvaluatedImages, choose_encoder, open_encoder
 from patchsae.pipeline.evaluations.evaluation import EvaluationConfig, ImagesConfig, Wiring
@@ -231,7 +232,8 @@ def _n_latents(inputs: Inputs) -> int:
 def _prepare(config: MaskingStageConfig, inputs: Inputs, out: Builder, runtime: Runtime) -> int:
     _check_classes(config, inputs)
     choose_encoder(inputs, out, runtime.device)
-    _write_rankings(config, inputs, out, _n_latents(inputs))
+    with runtime.reporter.bar("masking, rankings", len(config.rankings()), "rankings") as bar:
+        _write_rankings(config, inputs, out, _n_latents(inputs), bar)
     return len(EvaluatedImages(inputs, config.rows(inputs), runtime.device).parts)
 
 
@@ -260,19 +262,23 @@ def _refuse_other_classes(
         )
 
 
-def _write_rankings(config: MaskingStageConfig, inputs: Inputs, out: Builder, n_latents: int) -> None:
+def _write_rankings(
+    config: MaskingStageConfig, inputs: Inputs, out: Builder, n_latents: int, bar: Bar
+) -> None:
     """Writes one array per ranking to scratch, which all parts read: [C, K] by class, else [1, K]."""
     masking, statistics = config.masking, inputs["statistics"]
     n_ranked = int(config.finite_ks(n_latents).max(initial=0))
     latents = statistics.scan("latents").select("n_tokens_above", "dead").collect()
     arrays = {}
-    for i, (selection, seed) in enumerate(config.rankings()):
+    for i, (selection, seed) in enumerate(bar.over(config.rankings())):
         n_classes = len(class_names_of(inputs["images"]))
         if selection == "class_selective":
             of_dataset = latents["n_tokens_above"].to_numpy()
-            arrays[str(i)] = selective_ranking(statistics, n_latents, n_classes, n_ranked, of_dataset)
+            arrays[str(i)] = selective_ranking(
+                statistics, n_latents, n_classes, n_ranked, of_dataset, bar.within
+            )
         elif selection == "class":
-            arrays[str(i)] = class_ranking(statistics, n_latents, n_classes, n_ranked)
+            arrays[str(i)] = class_ranking(statistics, n_latents, n_classes, n_ranked, bar.within)
         elif selection == "dataset":
             arrays[str(i)] = dataset_ranking(latents, n_ranked)[None]
         else:
@@ -302,7 +308,7 @@ class _Worker:
             torch.tensor(written[str(i)], device=runtime.device).long() for i in range(len(config.rankings()))
         ]
 
-    def __call__(self, part: int) -> Mapping[str, np.ndarray]:
+    def __call__(self, part: int, within: Within) -> Mapping[str, np.ndarray]:
         sae, masking = self.encoder.sae, self.config.masking
         ks = self.config.finite_ks(sae.n_latents)
         tokens = self.images.activations.layout.select(masking.tokens)
@@ -310,7 +316,7 @@ class _Worker:
         correct = Correct.zeros(len(self.rankings), len(ks), 1 + len(self.attributes), n_classes)
         read = [(self.zero_shot.embeddings, self.images.label_sets), *self.attributes]
         step = images_per_block(sae.n_latents, len(tokens))
-        for rows, x, labels in self.images.blocks(part, step):
+        for rows, x, labels in self.images.blocks(part, step, within):
             latents = self.encoder.block(x[:, tokens.start : tokens.stop].flatten(0, 1))
             of_label = torch.from_numpy(labels).to(self.device)
             mine = [ranking if len(ranking) == 1 else ranking[of_label] for ranking in self.rankings]

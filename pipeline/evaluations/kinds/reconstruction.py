@@ -20,7 +20,7 @@ from patchsae.pipeline.classification.zero_shot import ZeroShot
 from patchsae.pipeline.core.config import INLINE, Config, SaeName, Unhashed
 from patchsae.pipeline.core.graph import Names
 from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Upstreams
-from patchsae.pipeline.core.stage import Inputs, PartStage, Runtime, Stage
+from patchsae.pipeline.core.stage import Inputs, PartStage, Runtime, Stage, Within
 from patchsae.pipeline.evaluations.evaluated import EvaluatedImages, choose_encoder, open_encoder
 from patchsae.pipeline.evaluations.evaluation import EvaluationConfig, HeldOutConfig, Wiring
 from patchsae.pipeline.evaluations.foreseen import foresee
@@ -115,11 +115,11 @@ class _Worker:
         self.zero_shot = ZeroShot.load(config.backbone, inputs, runtime.device, runtime.reporter)
         self.mean = torch.tensor(out.scratch.read_shared(_MEAN).arrays["mean"], device=runtime.device)
 
-    def __call__(self, part: int) -> Mapping[str, np.ndarray]:
+    def __call__(self, part: int, within: Within) -> Mapping[str, np.ndarray]:
         sae = self.encoder.sae
         quality, outcomes = Quality(sae.width, sae.n_latents, self.device), Outcomes()
         step = images_per_block(sae.n_latents, self.images.activations.tokens_per_image)
-        for image_rows, x, _ in self.images.blocks(part, step):
+        for image_rows, x, _ in self.images.blocks(part, step, within):
             tokens = x.flatten(0, 1)
             x_hat = torch.empty_like(tokens)
             for rows, latents in self.encoder.blocks(tokens):

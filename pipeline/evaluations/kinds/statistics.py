@@ -17,12 +17,17 @@ from pydantic import Field
 from patchsae.pipeline.core.config import OptionalDatasetName, SaeName
 from patchsae.pipeline.core.graph import Names
 from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Upstreams
-from patchsae.pipeline.core.stage import Inputs, PartStage, Runtime, Stage
+from patchsae.pipeline.core.stage import Inputs, PartStage, Runtime, Stage, Within
 from patchsae.pipeline.evaluations.evaluated import EvaluatedImages, choose_encoder, open_encoder
 from patchsae.pipeline.evaluations.evaluation import EvaluationConfig, ImagesConfig, Wiring
 from patchsae.pipeline.evaluations.foreseen import foresee
 from patchsae.pipeline.evaluations.statistics.counts import PartCounts
-from patchsae.pipeline.evaluations.statistics.merge import merge_sums, merge_top, write_class_latents
+from patchsae.pipeline.evaluations.statistics.merge import (
+    merge_sums,
+    merge_top,
+    n_class_groups,
+    write_class_latents,
+)
 from patchsae.pipeline.evaluations.statistics.tables import (
     CLASS_LATENTS,
     LATENT_IMAGES,
@@ -95,11 +100,11 @@ class _Worker:
         self.encoder = open_encoder(inputs, out, runtime.device)
         self.tokens = self.images.activations.layout.select(config.tokens)
 
-    def __call__(self, part: int) -> Mapping[str, np.ndarray]:
+    def __call__(self, part: int, within: Within) -> Mapping[str, np.ndarray]:
         n_latents = self.encoder.sae.n_latents
         counts = PartCounts(n_latents, self.config.k_images)
         step = images_per_block(n_latents, len(self.tokens))
-        for rows, x, labels, again in self.images.blocks_by_class(part, step):
+        for rows, x, labels, again in self.images.blocks_by_class(part, step, within):
             latents = self.encoder.block(x[:, self.tokens.start : self.tokens.stop].flatten(0, 1))
             counts.add(latents, rows, labels, self.config.tau, self.tokens.start, again)
         return counts.arrays()
@@ -111,14 +116,12 @@ def _merge(
     sae = load_sae(inputs["sae"])
     n_images = len(config.rows(inputs))
     tokens_per_image = len(Activations(inputs["activations"]).layout.select(config.tokens))
-    with runtime.reporter.bar("statistics, tables", 3 * len(parts), "parts") as bar:
-        sums, histogram = merge_sums(parts, sae.n_latents)
-        bar.advance(len(parts))
-        best = merge_top(parts, sae.n_latents, config.k_images)
-        bar.advance(len(parts))
-        n_classes = len(class_names_of(inputs["images"]))
-        n_firing_classes = write_class_latents(out, parts, sae.n_latents, n_classes)
-        bar.advance(len(parts))
+    n_classes = len(class_names_of(inputs["images"]))
+    n_passes = 2 + n_class_groups(sae.n_latents, n_classes)
+    with runtime.reporter.bar("statistics, tables", n_passes * len(parts), "parts") as bar:
+        sums, histogram = merge_sums(bar.over(parts), sae.n_latents)
+        best = merge_top(bar.over(parts), sae.n_latents, config.k_images)
+        n_firing_classes = write_class_latents(out, parts, sae.n_latents, n_classes, bar)
     columns = latent_columns(
         sums,
         histogram,

@@ -8,11 +8,12 @@ Shapes: S latents, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 
 import numpy as np
 
+from patchsae.pipeline.core.progress import Bar
 from patchsae.pipeline.evaluations.statistics.counts import N_BINS, LatentSums, TopImages
 from patchsae.pipeline.evaluations.statistics.tables import CLASS_LATENTS
 from patchsae.storage.artifacts import Builder
@@ -23,7 +24,7 @@ from patchsae.storage.scratch import ScratchArrays
 _CELLS = 16_000_000
 
 
-def merge_sums(parts: Sequence[ScratchArrays], n_latents: int) -> tuple[LatentSums, np.ndarray]:
+def merge_sums(parts: Iterable[ScratchArrays], n_latents: int) -> tuple[LatentSums, np.ndarray]:
     """The sums over all parts, and the histogram [S, N_BINS] int64."""
     sums = LatentSums.zeros(n_latents)
     histogram = np.zeros(n_latents * N_BINS, np.int64)
@@ -33,7 +34,7 @@ def merge_sums(parts: Sequence[ScratchArrays], n_latents: int) -> tuple[LatentSu
     return sums, histogram.reshape(n_latents, N_BINS)
 
 
-def merge_top(parts: Sequence[ScratchArrays], n_latents: int, k: int) -> dict[str, np.ndarray]:
+def merge_top(parts: Iterable[ScratchArrays], n_latents: int, k: int) -> dict[str, np.ndarray]:
     """The top images over all parts, as `TopImages.best` returns them."""
     top = TopImages(n_latents, k)
     for arrays in parts:
@@ -41,22 +42,31 @@ def merge_top(parts: Sequence[ScratchArrays], n_latents: int, k: int) -> dict[st
     return top.best()
 
 
+def _classes_per_group(n_latents: int) -> int:
+    return max(1, _CELLS // n_latents)
+
+
+def n_class_groups(n_latents: int, n_classes: int) -> int:
+    """How many times `write_class_latents` reads all parts."""
+    return -(-n_classes // _classes_per_group(n_latents))
+
+
 def write_class_latents(
-    out: Builder, parts: Sequence[ScratchArrays], n_latents: int, n_classes: int
+    out: Builder, parts: Sequence[ScratchArrays], n_latents: int, n_classes: int, bar: Bar
 ) -> np.ndarray:
-    """Writes the table `class_latents`, some classes at a time.
+    """Writes the table `class_latents`, some classes at a time. `bar` is advanced with every part that is read.
 
     Returns the number of classes that fire each latent: int64 [S].
     """
     n_firing = np.zeros(n_latents, np.int64)
-    step = max(1, _CELLS // n_latents)
+    step = _classes_per_group(n_latents)
     starts = range(0, n_classes, step)
     for group, start in enumerate(starts):
         stop = min(start + step, n_classes)
         n_tokens = np.zeros((stop - start) * n_latents, np.int64)
         n_images = np.zeros_like(n_tokens)
         mean_sum = np.zeros(len(n_tokens))
-        for arrays in parts:
+        for arrays in bar.over(parts):
             label, ends = arrays["classes.label"], arrays["classes.ends"]
             first, last = np.searchsorted(label, [start, stop])
             rows = (int(ends[first]), int(ends[last]))

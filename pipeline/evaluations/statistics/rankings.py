@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import polars as pl
 
+from patchsae.pipeline.core.stage import Within, untold
 from patchsae.storage.artifacts import Artifact
 
 _CLASSES_AT_ONCE = 64
@@ -23,16 +24,27 @@ def by_count(counts: np.ndarray, n_ranked: int) -> np.ndarray:
     return np.argsort(-counts, kind="stable")[:n_ranked].astype(np.int32)
 
 
-def class_ranking(statistics: Artifact, n_latents: int, n_classes: int, n_ranked: int) -> np.ndarray:
-    """The latents with the most tokens above tau in each class, a_c[s] (spec 4 and 5.1): int32 [C, K]."""
+def class_ranking(
+    statistics: Artifact, n_latents: int, n_classes: int, n_ranked: int, within: Within = untold
+) -> np.ndarray:
+    """The latents with the most tokens above tau in each class, a_c[s] (spec 4 and 5.1): int32 [C, K].
+
+    `within` is told of every class.
+    """
     ranking = np.empty((n_classes, n_ranked), np.int32)
     for label, counts in _class_counts(statistics, n_latents, n_classes):
         ranking[label] = by_count(counts, n_ranked)
+        within(label + 1, n_classes, "classes")
     return ranking
 
 
 def selective_ranking(
-    statistics: Artifact, n_latents: int, n_classes: int, n_ranked: int, of_dataset: np.ndarray
+    statistics: Artifact,
+    n_latents: int,
+    n_classes: int,
+    n_ranked: int,
+    of_dataset: np.ndarray,
+    within: Within = untold,
 ) -> np.ndarray:
     """The latents that are most active in each class and little in others: int32 [C, K].
 
@@ -44,6 +56,7 @@ def selective_ranking(
     for label, counts in _class_counts(statistics, n_latents, n_classes):
         share = np.divide(counts, of_dataset, out=np.zeros(n_latents), where=of_dataset > 0)
         ranking[label] = by_count(counts * (share - 1 / n_classes), n_ranked)
+        within(label + 1, n_classes, "classes")
     return ranking
 
 

@@ -288,7 +288,7 @@ def test_unfinished_statistics_of_an_sae_that_is_now_another_one_begin_anew(
     n_computed: list[int] = []
     do_part = PartStage.do_part
     monkeypatch.setattr(
-        PartStage, "do_part", lambda *given: (n_computed.append(given[-1]), do_part(*given))[1]
+        PartStage, "do_part", lambda *given: (n_computed.append(given[3]), do_part(*given))[1]
     )
     run(work_on(store, experiment, only=["statistics/of-one"]), Runtime())
     assert 0 in n_computed
