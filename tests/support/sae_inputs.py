@@ -52,7 +52,6 @@ def index(store: Store, labels: Sequence[int], splits: Sequence[str], class_name
             "height": [32] * n,
             "treatment": [""] * n,
             "digest": [f"{i:064x}" for i in range(n)],
-            "treatment": [""] * n,
         }
         out.write_table(IMAGES, values)
         counts = np.bincount(labels, minlength=len(class_names))
