@@ -5,7 +5,6 @@ Shapes: E embedding, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -105,20 +104,23 @@ def load_classifier(artifact: Artifact, device: str = "cpu") -> tuple[Tensor, fl
 
 def _predict(config: ClassifierConfig, inputs: Upstreams) -> Prediction:
     width = inputs["weights"].fact("width")
-    names: Sequence[str] | None = None
+    n_names: int | None = None
     if config.attribute is None:
         names = expected_classes(inputs["images"])
-    elif (attributes := inputs["attributes"].artifact) is not None:
-        names = attribute_values_of(attributes, config.attribute)
-    if names is None or width is None:
+        n_names = None if names is None else len(names)
+    elif (attributes := inputs["attributes"]).artifact is not None:
+        n_names = len(attribute_values_of(attributes.artifact, config.attribute))
+    else:
+        n_names = attributes.fact(f"values of {config.attribute}")
+    if n_names is None or width is None:
         return Prediction()
     # The embedding of CLIP's models has about as many channels as the image tower, or fewer.
-    n_bytes = MANIFEST_BYTES + 200 + 4 * len(names) * width * 3 // 4
+    n_bytes = MANIFEST_BYTES + 200 + 4 * n_names * width * 3 // 4
     effort = [
         *load_amounts(inputs["weights"]),
-        *text_amounts(config.backbone, inputs["weights"], len(names) * len(config.templates)),
+        *text_amounts(config.backbone, inputs["weights"], n_names * len(config.templates)),
     ]
-    return Prediction({"n_classes": len(names)}, n_bytes, 0, effort)
+    return Prediction({"n_classes": n_names}, n_bytes, 0, effort)
 
 
 STAGE = Stage(

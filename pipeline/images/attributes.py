@@ -15,6 +15,7 @@ import polars as pl
 import pyarrow as pa
 
 from patchsae.pipeline.core.config import Config
+from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Upstreams
 from patchsae.pipeline.core.stage import Inputs, Runtime, Stage
 from patchsae.pipeline.images.dataset import DatasetConfig
 from patchsae.pipeline.images.tables import LabelSets
@@ -22,7 +23,7 @@ from patchsae.storage.artifacts import Artifact, Builder
 from patchsae.storage.errors import UserError
 from patchsae.storage.keys import digest_json
 from patchsae.storage.manifest import Summary
-from patchsae.storage.tables import Column, TableSchema
+from patchsae.storage.tables import Column, TableSchema, expected_bytes
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -100,6 +101,21 @@ def attribute_sets_of(attributes: Artifact, attribute: str) -> LabelSets:
     return LabelSets(rows["image"].to_numpy(), rows["label"].to_numpy(), n_images)
 
 
+def _predict(config: AttributesConfig, inputs: Upstreams) -> Prediction:
+    n_images = inputs["images"].n_images
+    if n_images is None:
+        return Prediction()
+    dataset = config.dataset.build()
+    n_values = {one: len(dataset.attribute_values(one)) for one in config.dataset.attributes()}
+    n_bytes = (
+        MANIFEST_BYTES
+        + expected_bytes(ATTRIBUTES, sum(n_values.values()), 12)
+        + expected_bytes(IMAGE_ATTRIBUTES, n_images * len(n_values), 2)
+    )
+    facts = {"n_images": n_images, **{f"values of {one}": n for one, n in n_values.items()}}
+    return Prediction(facts, n_bytes, 0, [])
+
+
 STAGE = Stage(
     name="attributes",
     version=1,
@@ -109,4 +125,5 @@ STAGE = Stage(
     run=_run,
     source=lambda config: config.dataset.source(),
     identified_by_content=True,
+    predict=_predict,
 )

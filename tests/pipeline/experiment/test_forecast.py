@@ -1,0 +1,119 @@
+"""What a plan predicts, before anything is there, against what the run then took."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from patchsae.pipeline.core.machine import Machine, Probe
+from patchsae.pipeline.core.stage import Runtime
+from patchsae.pipeline.experiment.experiment import parse
+from patchsae.pipeline.experiment.forecast import bytes_at_once, seconds_of
+from patchsae.pipeline.experiment.plan import Planned
+from patchsae.pipeline.experiment.request import work_on
+from patchsae.pipeline.experiment.run import groups
+from patchsae.storage.checkpoints import Checkpoints
+from patchsae.storage.store import Store
+
+TEXT = """
+name: small
+datasets:
+  world: {kind: shapes, seed: 1, splits: {train: 96, test: 48}, label: colour}
+backbones:
+  clip: {kind: shapes_clip}
+saes:
+  relu: {kind: relu_l1, dataset: world, backbone: clip, n_latents: 256, batch_size: 256, n_steps: 40, lr: 1e-3}
+  topk: {kind: topk, k: 8, dataset: world, backbone: clip, n_latents: 256, batch_size: 256, n_steps: 40}
+evaluations:
+  statistics: {kind: statistics, sae: topk}
+  masking: {kind: masking, statistics: statistics, ks: [1, 5, 20], n_random: 2}
+  frontier: {kind: frontier}
+"""
+
+
+def planned(store: Store, text: str = TEXT) -> dict[str, Planned]:
+    return work_on(store, parse(text, "small")).planned
+
+
+def test_bytes_of_every_stage_are_predicted_within_a_factor_of_two(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = planned(store)
+    most: dict[Path, int] = {}
+    save = Checkpoints.save
+
+    def watched(checkpoints: Checkpoints, *given: object) -> None:
+        # While a checkpoint is written, the two before it are still there.
+        n_before = sum(path.stat().st_size for path in checkpoints.folder.glob("*"))
+        save(checkpoints, *given)
+        newest = max(checkpoints.folder.glob("*"), key=lambda path: path.name)
+        folder = checkpoints.folder.parent
+        most[folder] = max(most.get(folder, 0), n_before + newest.stat().st_size)
+
+    monkeypatch.setattr(Checkpoints, "save", watched)
+    for group in groups(work_on(store, parse(TEXT, "small")), Runtime(checkpoint_seconds=0.0)):
+        group.build()
+    after = planned(store)
+    ratios = {}
+    for address, item in after.items():
+        assert item.state == "cached" and item.key is not None
+        artifact = store.at(item.node.stage.name, item.key)
+        ratios[address] = (before[address].n_bytes or 0) / artifact.n_bytes()
+        if artifact.path in most:
+            ratios[f"{address}, checkpoints"] = (
+                before[address].prediction.n_scratch_bytes / most[artifact.path]
+            )
+    assert len(ratios) == len(after) + 2
+    assert {address: ratio for address, ratio in ratios.items() if not 0.5 < ratio < 2} == {}
+    # What the disk must have room for includes the checkpoints of both SAEs, which are trained in one pass.
+    stay, at_once = bytes_at_once(before.values())
+    assert at_once >= stay + 0.5 * sum(most.values())
+
+
+class _Counted(Machine):
+    """A machine that does everything in one second per unit, but takes no time for what is the same on any."""
+
+    def _of(self, probe: Probe) -> float | None:
+        return 0.0 if probe.is_constant or probe.name.startswith("disk") else 1.0
+
+
+def seconds(store: Store, text: str = TEXT) -> dict[str, float]:
+    found = {address: seconds_of(item, store, _Counted()) for address, item in planned(store, text).items()}
+    assert None not in found.values()
+    return {address: value or 0.0 for address, value in found.items()}
+
+
+def test_time_follows_the_work_of_each_stage(store: Store) -> None:
+    once = seconds(store)
+    assert all(
+        value > 0 for address, value in once.items() if not address.startswith(("frontier", "attributes"))
+    )
+    longer = seconds(store, TEXT.replace("n_steps: 40", "n_steps: 80"))
+    assert longer["train/topk"] == pytest.approx(2 * once["train/topk"])
+    assert longer["extract/world-clip"] == once["extract/world-clip"]
+    more = seconds(store, TEXT.replace("train: 96, test: 48", "train: 192, test: 96"))
+    for address in ("index/world", "statistics/statistics"):
+        assert more[address] == pytest.approx(2 * once[address])
+    # Every k of every ranking and mode is a pass through the rest of the tower.
+    ks = seconds(store, TEXT.replace("[1, 5, 20]", "[1, 5, 20, 40, 80, 100]"))
+    assert 1.2 < ks["masking/masking"] / once["masking/masking"] < 2
+    deeper = seconds(store, TEXT.replace("kind: shapes_clip", "kind: shapes_clip, extract: {hook_block: 0}"))
+    assert deeper["extract/world-clip"] < once["extract/world-clip"]
+    assert deeper["masking/masking"] > 1.5 * once["masking/masking"]
+
+
+def test_the_speed_of_a_machine_is_measured_once_and_remembered(tmp_path: Path) -> None:
+    n_measured = []
+    probe = Probe("something", lambda: n_measured.append(1) or 0.5)
+    file = tmp_path / "cache" / "speed.json"
+    for _ in range(2):
+        machine = Machine(file)
+        assert machine.seconds([(probe, 4)]) == 2.0
+        machine.remember()
+    assert len(n_measured) == 1
+    # What is no figure is measured anew, and what cannot be measured is not known.
+    file.write_text('{"something": ')
+    assert Machine(file).seconds([(probe, 4)]) == 2.0 and len(n_measured) == 2
+    broken = Probe("broken", lambda: (_ for _ in ()).throw(OSError()))
+    assert Machine(file).seconds([(broken, 1)]) is None
