@@ -104,7 +104,10 @@ def _header(path: Path, text: str) -> tuple[str, list[str]]:
         raise UserError(f"csv {path}: begins with an empty line; begin with the names of the columns.")
     found = {}
     for delimiter in _DELIMITERS:
-        cells = next(csv.reader([first], delimiter=delimiter, skipinitialspace=True), [])
+        try:
+            cells = next(csv.reader([first], delimiter=delimiter, skipinitialspace=True), [])
+        except csv.Error as error:
+            raise UserError(f"csv {path}, line 1: cannot be read as CSV ({error}).") from None
         found[delimiter] = [cell.strip().lower() for cell in cells]
     delimiter = max(found, key=lambda one: sum(name in COLUMNS for name in found[one]))
     header = found[delimiter]

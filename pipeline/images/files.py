@@ -85,16 +85,19 @@ class Walk:
     hidden: bool = False
     follow_links: bool = False
 
-    def folders(self, folder: Path, left_out: LeftOut) -> list[Path]:
-        """The folders in a folder, sorted. Images beside them are noted in `left_out`."""
-        found = []
-        for entry in self._entries(folder, folder, left_out):
+    def folders(self, folder: Path, root: Path, left_out: LeftOut) -> list[Path]:
+        """The folders in a folder, sorted. Images beside them are noted in `left_out`, by their paths from `root`."""
+        found, here = [], _identity(folder)
+        for entry in self._entries(folder, root, left_out):
+            path = Path(entry.path)
             if entry.is_dir():
-                found.append(Path(entry.path))
+                # A link to the folder itself would be a class that holds all others.
+                if _identity(path) != here:
+                    found.append(path)
             elif is_image(entry.name):
-                left_out.beside.append(entry.name)
+                left_out.beside.append(path.relative_to(root).as_posix())
             else:
-                left_out.others.append(entry.name)
+                left_out.others.append(path.relative_to(root).as_posix())
         return found
 
     def images(self, folder: Path, root: Path, left_out: LeftOut) -> list[str]:

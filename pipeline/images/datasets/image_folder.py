@@ -49,7 +49,7 @@ class ImageFolderConfig(DatasetConfig):
     `split` in `csv`. Every class keeps at least one training image."""
     orientation: Annotated[Literal["exif", "ignore"], HashedUnless("exif")] = "exif"
     """`exif` turns images upright as their EXIF tag says, as every viewer shows them. `ignore` takes the pixels
-    as they are stored, as versions up to 0.1 did."""
+    as they are stored, as versions up to 0.1 did; a TIFF is turned all the same."""
     background: Annotated[str, HashedUnless("white")] = "white"
     """What transparent pixels are put on: `white`, `black` or `#rrggbb`. `none` drops the alpha channel, as
     versions up to 0.1 did."""
@@ -154,7 +154,9 @@ class ImageFolder(Dataset):
             folder = self.root / base
             if not folder.is_dir():
                 raise UserError(f"splits.{split}: {folder} is no folder; name a subfolder of {self.root}.")
-            for class_folder in walk.folders(folder, left_out):
+            if not folder.is_relative_to(self.root):
+                raise UserError(f"splits.{split}: {folder} is not below {self.root}; name a subfolder of it.")
+            for class_folder in walk.folders(folder, self.root, left_out):
                 sources = walk.images(class_folder, self.root, left_out)
                 for source in sources:
                     if not _is_text(source):

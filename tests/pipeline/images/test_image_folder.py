@@ -46,6 +46,25 @@ def test_named_splits(tmp_path: Path) -> None:
     ]
 
 
+def test_what_is_left_out_beside_the_classes_is_named_from_the_root(tmp_path: Path) -> None:
+    for split in ("training", "val"):
+        save_image(tmp_path / split / "a" / "0.png")
+        (tmp_path / split / ".DS_Store").touch()
+        save_image(tmp_path / split / "lone.png")
+    config = ImageFolderConfig(root=str(tmp_path), splits={"train": "training", "test": "val"})
+    hidden, beside = config.source().remarks
+    assert "training/.DS_Store, val/.DS_Store" in hidden
+    assert "training/lone.png, val/lone.png" in beside
+
+
+def test_a_split_outside_of_the_root_is_refused(tmp_path: Path) -> None:
+    save_image(tmp_path / "elsewhere" / "a" / "0.png")
+    config = ImageFolderConfig(root=str(tmp_path / "root"), splits={"train": str(tmp_path / "elsewhere")})
+    (tmp_path / "root").mkdir()
+    with pytest.raises(UserError, match=r"splits\.train: .*elsewhere is not below .*root"):
+        config.source()
+
+
 def test_csv_may_give_two_classes_one_name(tmp_path: Path) -> None:
     listing = tmp_path / "list.csv"
     listing.write_text("path,label,class_name,split\nx/1.png,0,missile,train\n2.png,1,missile,test\n")
@@ -131,6 +150,13 @@ def test_a_linked_class_folder_counts_only_if_asked_for(tmp_path: Path) -> None:
     assert [record.source for record in followed.records()] == ["a/0.png", "b/1.png"]
 
 
+def test_a_link_to_the_folder_that_it_lies_in_is_no_class(tmp_path: Path) -> None:
+    save_image(tmp_path / "a" / "0.png")
+    (tmp_path / "all").symlink_to(".")
+    dataset = ImageFolderConfig(root=str(tmp_path), follow_links=True).build()
+    assert [record.source for record in dataset.records()] == ["a/0.png"]
+
+
 def test_images_without_class_folders_are_one_sentence(tmp_path: Path) -> None:
     save_image(tmp_path / "0.png")
     with pytest.raises(UserError, match=r"no images found in class folders.*1 image that lies beside"):
@@ -183,12 +209,13 @@ def test_classes_can_be_renamed_and_need_one_name_each(tmp_path: Path) -> None:
     [
         (b"path,label,class_name,split\n\xe9.png,0,n,train\n", "cannot be read as CSV in UTF-8"),
         (b"path,label,class_name,split\n" + b"a" * 200_000 + b",0,n,train\n", "cannot be read as CSV"),
+        (b'{"path": "' + b"a" * 200_000 + b'"}', "line 1: cannot be read as CSV"),
         (b"path,label,class_name,split\na.png,0,n\n", "line 2: has no `split`; the line is too short"),
         (b"path,label,class_name,split\na\0.png,0,n,train\n", "line 2: path 'a.x00.png' holds a NUL"),
         ("path,label,class_name,split\na.png,²,n,train\n".encode(), "label `²` is no class id"),
         (b"path,label,class_name,split\na.png," + b"9" * 5000 + b",n,train\n", "is no class id"),
     ],
-    ids=["not UTF-8", "long field", "short line", "NUL", "superscript", "long label"],
+    ids=["not UTF-8", "long field", "long first line", "short line", "NUL", "superscript", "long label"],
 )
 def test_a_hostile_csv_is_one_sentence(tmp_path: Path, data: bytes, message: str) -> None:
     listing = tmp_path / "list.csv"
