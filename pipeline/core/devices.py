@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from patchsae.pipeline.core.resources import Resources
+from patchsae.pipeline.core.user_cache import user_cache
 from patchsae.storage.errors import UserError
 from patchsae.storage.locks import lock_with_note
 
@@ -49,9 +50,8 @@ def name_of(index: int) -> str:
 
 
 def folder() -> Path:
-    """The folder of the locks, which is the same for all runs of a user: `patchsae/devices` in the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "patchsae" / "devices"
+    """The folder of the locks, which is the same for all runs of a user. Raises UserError if the user has no home."""
+    return user_cache() / "devices"
 
 
 @contextlib.contextmanager
@@ -65,15 +65,15 @@ def fence(devices: Sequence[str], work: str, on_wait: Callable[[str], None]) -> 
     with contextlib.ExitStack() as held:
         # Everybody takes them in this order, so that no two processes wait for each other.
         for device in sorted(devices):
-            path = folder() / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', device)}.lock"
 
             def waiting(other: str, device: str = device) -> None:
                 on_wait(f"{device}, where {other or 'another process computes'}")
 
             try:
+                path = folder() / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', device)}.lock"
                 held.enter_context(lock_with_note(path, note, waiting))
             except (UserError, OSError) as error:
-                reason = error if isinstance(error, UserError) else f"{path}: {error.strerror}"
+                reason = error if isinstance(error, UserError) else f"{error.filename}: {error.strerror}"
                 raise UserError(
                     f"{device} cannot be kept from other runs ({reason}). Set XDG_CACHE_HOME to a folder of this "
                     "machine that can be written to."

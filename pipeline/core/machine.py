@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from patchsae.pipeline.core.user_cache import user_cache
 from patchsae.storage.atomic import write_atomic
 from patchsae.storage.errors import UserError
 from patchsae.storage.keys import parse_json
@@ -39,10 +40,11 @@ class Probe:
     is_constant: bool = False
 
 
-def figures_file() -> Path:
-    """The file in which figures are remembered: one per machine, in the user's cache folder."""
-    folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(folder).expanduser() / "patchsae" / f"speed-{platform.node() or 'here'}.json"
+def figures_file() -> Path | None:
+    """The file in which figures are remembered: one per machine, in the user's cache folder; None without a home."""
+    with contextlib.suppress(UserError):
+        return user_cache() / f"speed-{platform.node() or 'here'}.json"
+    return None
 
 
 class Machine:
@@ -188,9 +190,9 @@ def waiting(seconds: float, what: str) -> tuple[Probe, float]:
 
 def disk(folder: Path) -> Probe:
     """Writing to the disk of a folder. A unit is a byte that was forced onto the disk."""
-    data = os.urandom(1 << 24)
 
     def measure() -> float:
+        data = os.urandom(1 << 24)
         with tempfile.TemporaryFile(dir=folder) as file:
             started = time.perf_counter()
             file.write(data)

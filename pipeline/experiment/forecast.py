@@ -18,7 +18,7 @@ from patchsae.storage.store import Store
 class Total:
     """The sums over nodes that run; what is not known counts as 0.
 
-    `n_bytes` are the bytes that stay, `n_bytes_most` those that are on the disk at once, at most.
+    `n_bytes` and `n_bytes_most` are those of `bytes_at_once`.
     """
 
     n_bytes: int
@@ -43,20 +43,26 @@ def seconds_of(item: Planned, store: Store, machine: Machine) -> float | None:
 
 
 def bytes_at_once(items: Iterable[Planned], members: int = Resources().members) -> tuple[int, int]:
-    """(bytes that stay, the most that are on the disk at once) of nodes that run.
+    """(bytes that are written and stay, the most that is added to the disk at any time) of nodes that run.
 
-    Checkpoints and parts are deleted with the end of a stage. `members` SAEs are trained in one pass.
+    `items` are in the order of the run. Checkpoints and parts are deleted with the end of a stage, and so is the
+    artifact that was built again. `members` SAEs are trained in one pass.
     """
     certain = [item for item in items if is_certain(item)]
-    stay = sum(item.n_bytes_left or 0 for item in certain)
-    beside: dict[str, list[int]] = {}
+    of_training = [item.n_bytes_most - (item.n_bytes_left or 0) for item in certain if _is_trained(item)]
+    in_one_pass = sum(sorted(of_training, reverse=True)[:members])
+    written = added = most = 0
     for item in certain:
-        beside.setdefault(item.node.stage.name, []).append(item.n_bytes_most - (item.n_bytes_left or 0))
-    at_once = [
-        sum(sorted(extra, reverse=True)[: members if name == "train" else 1])
-        for name, extra in beside.items()
-    ]
-    return stay, stay + max(at_once, default=0)
+        left = item.n_bytes_left or 0
+        beside = in_one_pass if _is_trained(item) else item.n_bytes_most - left
+        most = max(most, added + left + beside)
+        written += left
+        added += left - item.n_bytes_replaced
+    return written, most
+
+
+def _is_trained(item: Planned) -> bool:
+    return item.node.stage.name == "train"
 
 
 def total(items: Iterable[Planned], store: Store, machine: Machine) -> Total:
@@ -70,7 +76,8 @@ def check_space(store: Store, planned: Mapping[str, Planned]) -> None:
     """Raises UserError if the bytes that are left to write do not fit on the disk, or no file does.
 
     They include checkpoints and parts. Nodes that cannot run, and those that run only if images or weights turn
-    out to have changed, are not counted. An artifact that is built again needs its whole size.
+    out to have changed, are not counted. An artifact that is built again needs its whole size until it takes the
+    place of the old one.
     """
     to_write = [item for item in planned.values() if is_certain(item)]
     _, needed = bytes_at_once(to_write)

@@ -29,7 +29,7 @@ class Planned:
     address of that index or those weights. The state is `perhaps` if the artifact of that key is there, so that
     the node runs only if they did change. `key_inputs` maps a role to the identity that goes into the key.
     `n_bytes_there` is what of an unfinished artifact is on the disk already, and `share_done` its share of the
-    work.
+    work. `n_bytes_replaced` is the size of the finished artifact that is deleted once this one is finished.
     `cause` is the address of the node that blocks this one, which may be this one. `again`: the artifact is to
     be built even if it is committed.
     """
@@ -43,6 +43,7 @@ class Planned:
     source: Source | None = None
     again: bool = False
     n_bytes_there: int = 0
+    n_bytes_replaced: int = 0
     share_done: float = 0.0
     assumed_key: str | None = None
     waits_for: str | None = None
@@ -139,7 +140,8 @@ class Planner:
                 if certain is None:
                     return planned("perhaps", f"only if {inputs.waits_for} changes", **given)
                 return planned("cached", "", **given)
-            return planned("run", f"made from another build of {node.inputs[changed[0]]}", **given)
+            why = f"made from another build of {node.inputs[changed[0]]}"
+            return planned("run", why, **given, n_bytes_replaced=artifact.n_bytes())
         if refusal is not None:
             return planned("blocked", str(refusal), certain, cause=node.address)
         if fault is not None:

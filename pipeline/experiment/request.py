@@ -55,9 +55,11 @@ def _again(store: Store, item: Planned) -> Planned:
     """`item` as one that is built again: of what an interrupted rebuild left, nothing is written twice."""
     if item.key is None:
         return replace(item, again=True)
-    rebuild = store.rebuild_of(store.at(item.node.stage.name, item.key))
-    n_bytes = rebuild.n_bytes() if item.state == "cached" else item.n_bytes_there
-    return replace(item, again=True, n_bytes_there=n_bytes)
+    if item.state != "cached":
+        return replace(item, again=True)
+    artifact = store.at(item.node.stage.name, item.key)
+    there = store.rebuild_of(artifact).n_bytes()
+    return replace(item, again=True, n_bytes_there=there, n_bytes_replaced=artifact.n_bytes())
 
 
 def store_uri(given: str | None) -> str:

@@ -17,6 +17,7 @@ from patchsae.pipeline.core import devices
 from patchsae.pipeline.core.config import Config
 from patchsae.pipeline.core.devices import devices_of, fence, name_of
 from patchsae.pipeline.core.execute import Assignment, execute
+from patchsae.pipeline.core.machine import figures_file
 from patchsae.pipeline.core.stage import Runtime, Stage
 from patchsae.storage.errors import UserError
 from patchsae.storage.store import Store
@@ -149,6 +150,22 @@ def test_a_device_has_the_same_name_for_every_process(monkeypatch: pytest.Monkey
     assert name_of(0) == seen_as_second
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert name_of(7) == seen_as_second
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", _no_home)
+    with (
+        pytest.raises(UserError, match=r"GPU-0 cannot be kept .*HOME is not set.*Set XDG_CACHE_HOME"),
+        fence(["GPU-0"], "train/a", print),
+    ):
+        pass
+    # Without a file, speeds are measured and not remembered.
+    assert figures_file() is None
+
+
+def _no_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")
 
 
 def test_a_place_that_has_no_locks_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

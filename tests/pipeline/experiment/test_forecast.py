@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from patchsae.pipeline.experiment.experiment import parse
 from patchsae.pipeline.experiment.forecast import bytes_at_once, seconds_of
 from patchsae.pipeline.experiment.plan import Planned
 from patchsae.pipeline.experiment.request import work_on
-from patchsae.pipeline.experiment.run import groups
+from patchsae.pipeline.experiment.run import groups, run
 from patchsae.storage.checkpoints import Checkpoints
 from patchsae.storage.store import Store
 
@@ -101,6 +102,30 @@ def test_time_follows_the_work_of_each_stage(store: Store) -> None:
     deeper = seconds(store, TEXT.replace("kind: shapes_clip", "kind: shapes_clip, extract: {hook_block: 0}"))
     assert deeper["extract/world-clip"] < once["extract/world-clip"]
     assert deeper["masking/masking"] > once["masking/masking"]
+
+
+def test_what_was_measured_before_costs_a_plan_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = _Counted()
+    items = planned(store).values()
+
+    def measured(n: int) -> bytes:
+        raise AssertionError("random bytes are made for a disk whose speed is known")
+
+    monkeypatch.setattr(os, "urandom", measured)
+    assert None not in [seconds_of(item, store, machine) for item in items]
+
+
+def test_a_rerun_of_one_after_another_needs_room_for_the_largest(store: Store) -> None:
+    run(work_on(store, parse(TEXT, "small"), only=["index", "weights", "extract"]), Runtime())
+    work = work_on(store, parse(TEXT, "small"), rerun=["index", "extract"], only=["index", "extract"])
+    items = work.to_write()
+    sizes = {a: item.n_bytes or 0 for a, item in items.items()}
+    written, at_once = bytes_at_once(items.values())
+    assert written == sum(sizes.values())
+    # While an artifact is built again, the old one is there. Of those before it, only the new ones are.
+    assert max(sizes.values()) <= at_once < max(sizes.values()) + 10_000
+    twice = [*items.values(), *items.values(), *items.values()]
+    assert bytes_at_once(twice)[1] < 1.5 * at_once
 
 
 def test_the_speed_of_a_machine_is_measured_once_and_remembered(tmp_path: Path) -> None:
