@@ -16,7 +16,7 @@ from patchsae.flows.reporting import reporting_to
 from patchsae.flows.resources import ResourcesModel, check_resources
 from patchsae.pipeline.core.resources import Resources
 from patchsae.pipeline.experiment.remarks import remarks
-from patchsae.pipeline.experiment.request import check_can_run, open_work
+from patchsae.pipeline.experiment.request import check_can_run, check_not_blocked, open_work
 from patchsae.pipeline.experiment.run import remember, tidy
 from patchsae.storage.atomic import explaining_full_disk
 
@@ -66,6 +66,8 @@ def launch(
             say(line)
         result(f"Nothing to do: all {len(work.wanted)} stages of {work.record} are in {work.store.root}.")
         return
+    with failing():
+        check_not_blocked(work)
     check_can_run(work)
     certain = [
         address for address in to_do if address in work.again or work.planned[address].state != "perhaps"

@@ -118,10 +118,8 @@ def _select(planned: dict[str, Planned], words: Sequence[str], option: str) -> s
 
 def check_can_run(work: Work) -> None:
     """Raises UserError if a wanted node cannot run or the disk is too small. Call it before a run starts."""
-    to_do = work.to_do()
-    if faults := causes(work, to_do):
-        raise UserError("\n".join(f"{address}: {why}" for address, (why, _) in faults.items()))
-    for address in to_do:
+    check_not_blocked(work)
+    for address in work.to_do():
         for needed in work.planned[address].node.inputs.values():
             if needed not in work.wanted and work.planned[needed].state != "cached":
                 raise UserError(
@@ -130,6 +128,12 @@ def check_can_run(work: Work) -> None:
                 )
     check_space(work.store, work.to_write())
     work.store.check_writable()
+
+
+def check_not_blocked(work: Work) -> None:
+    """Raises UserError, with every cause, if a wanted node is blocked."""
+    if faults := causes(work, work.to_do()):
+        raise UserError("\n".join(f"{address}: {why}" for address, (why, _) in faults.items()))
 
 
 def causes(work: Work, addresses: Iterable[str]) -> dict[str, tuple[str, list[str]]]:

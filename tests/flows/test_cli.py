@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from patchsae.flows.cli.app import app
+from patchsae.pipeline.core.machine import Machine, Probe
 from patchsae.storage.records import ExperimentRecord, RecordedNode
 from patchsae.storage.store import Store
 from tests.support import small_run
@@ -33,9 +34,9 @@ def patchsae(*arguments: str | Path) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def sentence(result: Result) -> str:
+def sentence(result: Result, exit_code: int = 2) -> str:
     """The one line on standard error of a command that refused its input."""
-    assert result.exit_code == 2, result.output
+    assert result.exit_code == exit_code, result.output
     lines = result.stderr.strip().splitlines()
     assert len(lines) == 1, lines
     assert lines[0].startswith("patchsae: ") and lines[0].endswith((".", "?"))
@@ -80,6 +81,17 @@ def test_plan_runs_nothing(small: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "nowhere").exists()
 
 
+def test_plan_measures_nothing_where_nothing_is_to_be_done(
+    small: Path, full_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(self: Machine, probe: Probe) -> float:
+        raise AssertionError(f"measures {probe.name}")
+
+    monkeypatch.setattr(Machine, "_of", measure)
+    monkeypatch.setattr("os.urandom", lambda n: pytest.fail("data for a probe"))
+    assert patchsae("plan", small, "--store", full_store.root).exit_code == 0
+
+
 def test_plan_says_what_changed(small: Path, full_store: Store) -> None:
     result = patchsae("plan", small, "--store", full_store.root, "--set", "train.lr=1e-3")
     assert result.exit_code == 0
@@ -121,11 +133,11 @@ def test_plan_of_what_a_run_would_refuse_leaves_with_1_and_says_why(small: Path,
     given = (small, "--store", tmp_path / "s", "--set", "train.n_latents=4", "--set", "saes.relu.kind=topk")
     planned = patchsae("plan", *given)
     assert planned.exit_code == 1
-    assert (
-        "blocked: train/relu: k is 32, but the SAE has 4 latents; set a smaller k. (and so" in planned.stdout
-    )
-    # A run says the same, and starts nothing.
-    assert "train/relu: k is 32, but the SAE has 4 latents" in sentence(patchsae("run", *given))
+    why = "train/relu: k is 32, but the SAE has 4 latents; set a smaller k."
+    assert f"blocked: {why} (and so" in planned.stdout
+    assert planned.stdout.count("k is 32") == 1
+    # A run says the same, with the same code, and starts nothing.
+    assert sentence(patchsae("run", *given), exit_code=1) == why
     assert not (tmp_path / "s").exists()
 
 
@@ -184,7 +196,8 @@ def test_nothing_is_started_for_bad_input(small: Path, tmp_path: Path, full_stor
     small.write_text(text + "  - [")
     assert "not valid YAML at line" in refuse(small)
     small.write_text(text.replace("{kind: digits}", "{kind: image_folder, root: /no/such/folder}"))
-    assert "/no/such/folder" in refuse(small)
+    blocked = patchsae("run", small, "--store", store)
+    assert "/no/such/folder" in sentence(blocked, exit_code=1)
     small.write_text(text)
     assert refuse(small, "--only", "train").startswith("train/relu needs extract/digits-tiny")
     assert not store.exists()
@@ -410,9 +423,18 @@ def test_gc_leaves_what_is_being_built(full_store: Store) -> None:
     full_store.records.forget("small")
     with full_store.building(artifact):
         result = patchsae("gc", "--store", full_store.root, "--delete")
-    assert f"train {artifact.path.name}: left alone" in result.stdout
+    assert artifact.path.name not in result.stdout
     assert (artifact.path / "sae.safetensors").exists()
     assert [a.stage for a, _ in full_store.artifacts()] == ["train"]
+
+
+def test_gc_leaves_what_is_being_read(full_store: Store) -> None:
+    artifact = full_store.committed("train")[0]
+    full_store.records.forget("small")
+    with full_store.reading([artifact]):
+        result = patchsae("gc", "--store", full_store.root, "--delete")
+    assert f"train {artifact.path.name}: left alone" in result.stdout
+    assert [a.stage for a in full_store.committed()] == ["train"]
 
 
 def test_what_is_damaged_is_left_out_of_a_query_and_said(full_store: Store) -> None:
