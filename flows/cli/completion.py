@@ -24,6 +24,9 @@ _KINDS = {
     "saes": _PIPELINE / "training" / "objectives",
     "evaluations": _PIPELINE / "evaluations" / "kinds",
 }
+# Those of `pipeline.saes.files`, whose import would load torch.
+WRITABLE_FORMATS = ("dictionary_learning", "patchsae", "saelens", "saev", "saev-0.1")
+READABLE_FORMATS = ("dictionary_learning", "patchsae", "reference", "saelens", "saev")
 _STAGES = ("index", "weights", "extract", "classifier", "train", "import")
 _KIND = re.compile(r"^    kind: Literal\[\"(\w+)\"\]", re.MULTILINE)
 
@@ -69,6 +72,16 @@ def saes(ctx: Any, incomplete: str) -> list[str]:
 def sae_names(ctx: Any, incomplete: str) -> list[str]:
     """The names of the SAEs in the store."""
     return _beginning(incomplete, sorted({word.partition("/")[2] for word in saes(ctx, "")}))
+
+
+def formats_to_write(incomplete: str) -> list[str]:
+    """The formats of `export`."""
+    return _beginning(incomplete, list(WRITABLE_FORMATS))
+
+
+def formats_to_read(incomplete: str) -> list[str]:
+    """The formats of `import`."""
+    return _beginning(incomplete, list(READABLE_FORMATS))
 
 
 def addresses(ctx: Any, incomplete: str) -> list[str]:

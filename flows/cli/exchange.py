@@ -27,7 +27,9 @@ def export(
     format_: Annotated[
         str,
         typer.Option(
-            "--format", help="saelens, dictionary_learning, saev, saev-0.1 (the one on PyPI), patchsae."
+            "--format",
+            help="saelens, dictionary_learning, saev, saev-0.1 (the one on PyPI), patchsae.",
+            autocompletion=completion.formats_to_write,
         ),
     ],
     to: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder.")],
@@ -55,6 +57,7 @@ def import_(
         typer.Option(
             "--format",
             help="saelens, dictionary_learning, saev, reference, patchsae.  [default: told by the files]",
+            autocompletion=completion.formats_to_read,
         ),
     ] = None,
     force: ForceOption = False,

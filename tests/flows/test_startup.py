@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from patchsae.flows.cli import completion
+from patchsae.pipeline.saes.files import READABLE, WRITABLE
 from patchsae.storage.store import Store
 
 HEAVY = {
@@ -54,7 +56,9 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert imported(arguments) == set()
 
 
-@pytest.mark.parametrize("words", ["run de", "run demo --only tr", "export train", "kinds to"])
+@pytest.mark.parametrize(
+    "words", ["run de", "run demo --only tr", "export train", "export x --format sae", "kinds to"]
+)
 def test_completion_imports_nothing_heavy(words: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "patchsae.flows.cli.app"],
@@ -83,3 +87,8 @@ def test_a_look_into_a_store_loads_no_torch(command: list[str], small_store: Sto
 def test_a_plan_loads_no_server_and_no_models(tmp_path: Path) -> None:
     found = imported(["plan", "demo", "--store", str(tmp_path / "s")])
     assert found & {"prefect", "distributed", "open_clip", "torchvision", "sklearn", "wandb"} == set()
+
+
+def test_completion_offers_the_formats_there_are() -> None:
+    assert completion.formats_to_write("") == sorted(WRITABLE)
+    assert completion.formats_to_read("s") == sorted(name for name in READABLE if name.startswith("s"))
