@@ -86,6 +86,7 @@ def demo(store: StoreOption = "./store") -> None:
 
     Example: `patchsae demo --store /tmp/demo`
     """
+    waiting.on("loading patchsae", at_once=True)
     from patchsae.flows.cli.demo import report
     from patchsae.flows.cli.run import launch
     from patchsae.pipeline.experiment.request import open_work
@@ -114,6 +115,7 @@ def run(
     - `patchsae run demo --rerun train/relu` builds one stage again, and the stages that use its result if that
       differs; add `--rerun statistics` to run that one in any case
     """
+    waiting.on("loading patchsae", at_once=True)
     from patchsae.flows.cli.run import launch
 
     launch(experiment, set_ or [], store, only or [], rerun or [], resources)
@@ -139,12 +141,14 @@ def plan(
 
     Example: `patchsae plan photos.yaml --set train.k=16`
     """
+    waiting.on("loading patchsae", at_once=True)
     from patchsae.flows.cli.show import plan_rows, plan_text
     from patchsae.pipeline.core.machine import Machine, figures_file
     from patchsae.pipeline.experiment.forecast import check_space
     from patchsae.pipeline.experiment.remarks import remarks
     from patchsae.pipeline.experiment.request import causes, open_work
 
+    waiting.on("planning")
     work = open_work(experiment, set_ or [], store, only or [], rerun or [])
     waiting.on("measuring this machine")
     machine = Machine(figures_file())

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import typer
 
-from patchsae.storage.errors import StoreWarning
+from patchsae.pipeline.core.streams import forget, to_stderr
+from patchsae.storage.errors import StoreWarning, UserError
 
 LOGGER = logging.getLogger("patchsae")
 """The logger of stages, with the children `library` (warnings of libraries) and `screen` (lines of commands)."""
@@ -53,18 +54,21 @@ class Waiting:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._label = ""
+        self._silent_since = time.monotonic()
         self._shown = False
         self._n_bars = 0
-        self._wakes = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def on(self, label: str) -> None:
-        """Says what the command does from now on."""
+    def on(self, label: str, at_once: bool = False) -> None:
+        """Says what the command does from now on; `at_once` if it is sure to take more than a second.
+
+        Loading a large library keeps other threads from drawing the line.
+        """
         if Verbosity.quiet or not sys.stderr.isatty():
             return
         with self._lock:
             self._label = label
-            if self._shown:
+            if self._shown or (at_once and not self._n_bars):
                 self._draw()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._show_later, daemon=True)
@@ -75,6 +79,7 @@ class Waiting:
         with self._lock:
             self._label = ""
             self._clear()
+            self._silent_since = time.monotonic()
 
     @contextlib.contextmanager
     def beside_a_bar(self) -> Iterator[None]:
@@ -87,6 +92,7 @@ class Waiting:
         finally:
             with self._lock:
                 self._n_bars -= 1
+                self._silent_since = time.monotonic()
 
     def _clear(self) -> None:
         if self._shown:
@@ -95,13 +101,12 @@ class Waiting:
             self._shown = False
 
     def _show_later(self) -> None:
-        label = ""
-        while not self._wakes.wait(_SECONDS_OF_SILENCE):
+        while True:
+            time.sleep(_SECONDS_OF_SILENCE / 4)
             with self._lock:
-                # A label that came in this second waits for the next one.
-                if self._label and self._label == label and not self._shown and not self._n_bars:
+                is_due = time.monotonic() - self._silent_since >= _SECONDS_OF_SILENCE
+                if is_due and self._label and not (self._shown or self._n_bars or Verbosity.quiet):
                     self._draw()
-                label = self._label
 
     def _draw(self) -> None:
         width = shutil.get_terminal_size().columns
@@ -114,17 +119,25 @@ waiting = Waiting()
 
 
 def result(text: str | bytes) -> None:
-    """Writes a result to standard output. Raises OutputClosed if nobody reads it any more."""
+    """Writes a result to standard output.
+
+    Raises OutputClosed if nobody reads it any more, and UserError if it cannot be written.
+    """
     waiting.off()
     data = text if isinstance(text, bytes) else f"{text}\n".encode(errors="replace")
     try:
         sys.stdout.flush()
-        sys.stdout.buffer.write(data)
+        left = memoryview(data)
+        # With PYTHONUNBUFFERED one call may write a part only, such as what a pipe took before it was closed.
+        while left:
+            left = left[sys.stdout.buffer.write(left) :]
         sys.stdout.flush()
     except BrokenPipeError:
-        # Otherwise Python tries to write the rest when it ends, and complains.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        forget(sys.stdout)
         raise OutputClosed from None
+    except OSError as fault:
+        forget(sys.stdout)
+        raise UserError(f"standard output: cannot be written ({fault.strerror}).") from None
 
 
 def say(text: str) -> None:
@@ -137,8 +150,7 @@ def say(text: str) -> None:
 def error(text: str) -> None:
     """Writes a line to standard error."""
     waiting.off()
-    with contextlib.suppress(BrokenPipeError):
-        typer.echo(text, err=True)
+    to_stderr(text)
 
 
 class _Lines(logging.Handler):

@@ -60,7 +60,7 @@ def plan_text(work: Work, machine: Machine) -> str:
             row["state"],
             "" if row["state"] in ("cached", "blocked") else size(row["bytes"]),
             "" if row["state"] in ("cached", "blocked") else duration(row["seconds"]),
-            f"needs {row['blocked_by']}" if row["blocked_by"] not in (None, row["address"]) else row["why"],
+            _why_in_short(row),
         ]
         for row in rows
     ]
@@ -85,6 +85,13 @@ def plan_text(work: Work, machine: Machine) -> str:
         + f", {size(work.store.free_bytes())} free at {work.store.root}"
     )
     return "\n".join(lines)
+
+
+def _why_in_short(row: dict[str, Any]) -> str:
+    """Why a node runs, or what blocks it; the reason of that stands once, below the table."""
+    if row["blocked_by"] is None:
+        return str(row["why"])
+    return "see below" if row["blocked_by"] == row["address"] else f"needs {row['blocked_by']}"
 
 
 def dropped_text(dropped: Dropped) -> str:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from patchsae.pipeline.core.streams import to_stderr
 
 T = TypeVar("T")
 _SECONDS_BETWEEN_LINES = 15.0
@@ -73,10 +74,7 @@ class _LogBar(Bar):
         now = time.monotonic()
         if now - self._last > _SECONDS_BETWEEN_LINES or self.done >= self.total:
             self._last = now
-            print(
-                f"{self.label}: {self.done:,}/{self.total:,} {self.unit} {self.note}".rstrip(),
-                file=sys.stderr,
-            )
+            to_stderr(f"{self.label}: {self.done:,}/{self.total:,} {self.unit} {self.note}".rstrip())
 
 
 class Reporter:
