@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import statistics
 from collections import Counter
@@ -60,7 +61,7 @@ def backbone_of(kind: str, model: str | None, checkpoint: str | None) -> tuple[B
             raise UserError(
                 f"--checkpoint {checkpoint}: say with --model NAME which model it is, as ViT-B-16."
             )
-        path = str(Path(checkpoint).expanduser().absolute())
+        path = str(_absolute(Path(checkpoint)))
         return _open_clip(model=model, checkpoint=path), [
             "kind: open_clip",
             f"model: {model}",
@@ -90,7 +91,7 @@ def starter(folder: Path, target: Path, backbone: BackboneConfig, backbone_lines
 
     Raises UserError if the folder holds no images.
     """
-    root = folder.expanduser().absolute()
+    root = _absolute(folder)
     if not root.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder that holds the images.")
     files: dict[str, str] = {}
@@ -100,7 +101,7 @@ def starter(folder: Path, target: Path, backbone: BackboneConfig, backbone_lines
     width, n_tokens = outline.width, images.n["train"] * outline.layout.n_tokens
     expansion = max([4, *(e for e in (8, 16, 32, 64) if e * width * 20 <= n_tokens)])
     batch = max([256, *(b for b in (512, 1024, 2048, 4096) if b * 16 <= n_tokens)])
-    steps = min(10_000, max(500, round(30 * n_tokens / batch, -2)))
+    steps = min(10_000, max(500, round(30 * n_tokens / (batch * 100)) * 100))
     lr = float(f"{_LR * (_LR_STEPS / steps) ** 0.5:.1e}")
     split = "test" if images.n["test"] else "train"
     name = re.sub(r"[^a-z0-9_.-]+", "-", target.stem.lower()).strip("-._") or "images"
@@ -157,7 +158,8 @@ def _zero_shot(backbone: BackboneConfig, n_classes: int, split: str) -> list[str
 
 def _look(root: Path, listing: Path, files: dict[str, str]) -> _Images:
     """What the folder holds, and its entry in `datasets`. Images without folders get a list, put into `files`."""
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.is_symlink())
+    shown = sorted(path for path in root.iterdir() if not path.name.startswith("."))
+    folders = [path for path in shown if path.is_dir() and not path.is_symlink()]
     names = {path.name.lower(): path.name for path in folders}
     splits = {split: names[word] for split, words in _SPLITS.items() for word in words if word in names}
     if splits.keys() == _SPLITS.keys() and all(
@@ -166,17 +168,27 @@ def _look(root: Path, listing: Path, files: dict[str, str]) -> _Images:
         inside = ", ".join(f"{split}: {_quoted(name)}" for split, name in splits.items())
         dataset = f"{{kind: image_folder, root: {_quoted(str(root))}, splits: {{{inside}}}}}"
         return _counted(root, dataset, ImageFolderConfig(root=str(root), splits=splits))
-    plain = sorted(path.name for path in root.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    plain = [path.name for path in shown if path.suffix.lower() in SUFFIXES and path.is_file()]
     if not folders and not plain:
         raise UserError(
             f"{root}: holds no images ({', '.join(sorted(SUFFIXES))}); name the folder that does."
         )
-    if folders and not plain:
+    n_inside = sum(path.suffix.lower() in SUFFIXES for folder in folders for path in folder.iterdir())
+    if folders and (not plain or n_inside > len(plain)):
         dataset = f"{{kind: image_folder, root: {_quoted(str(root))}}}"
-        return _counted(root, dataset, ImageFolderConfig(root=str(root)))
-    if any(path.suffix.lower() in SUFFIXES for folder in folders for path in folder.iterdir()):
+        images = _counted(root, dataset, ImageFolderConfig(root=str(root)))
+        if plain:
+            what = (
+                "1 image beside the class folders is"
+                if len(plain) == 1
+                else f"{len(plain):,} images beside the class folders are"
+            )
+            images.seen.append(f"{what} left out, such as {plain[0]}.")
+        return images
+    if n_inside:
         raise UserError(
-            f"{root}: holds images beside folders of images; put each class into a folder, or name one folder."
+            f"{root}: holds {len(plain):,} images beside folders with {n_inside:,} images; put each class into a "
+            "folder, or name one folder."
         )
     files[listing.name] = _listed(plain, root.name)
     dataset = f"{{kind: image_folder, root: {_quoted(str(root))}, csv: {_quoted(str(listing.absolute()))}}}"
@@ -192,10 +204,10 @@ def _counted(root: Path, dataset: str, config: ImageFolderConfig) -> _Images:
     n = Counter(record.split for record in records)
     per_class = Counter(record.label for record in records)
     most, least = max(per_class.values()), min(per_class.values())
-    seen = [
-        f"{len(records):,} images ({', '.join(f'{count:,} {split}' for split, count in n.items())}) of "
-        f"{len(per_class):,} classes with {f'{least:,} to {most:,} images' if least < most else f'{most:,} images each'}."
-    ]
+    splits = ", ".join(f"{count:,} {split}" for split, count in n.items())
+    classes = "1 class" if len(per_class) == 1 else f"{len(per_class):,} classes"
+    each = f"{least:,} to {most:,} images" if least < most else f"{most:,} images each"
+    seen = [f"{len(records):,} images ({splits}) of {classes} with {each}."]
     return _Images(dataset, n, len(per_class), [*seen, *_sizes([root / record.source for record in records])])
 
 
@@ -230,6 +242,11 @@ def _listed(names: Sequence[str], class_name: str) -> str:
 
 def _cell(text: str) -> str:
     return '"' + text.replace('"', '""') + '"' if re.search(r'[",\r\n]', text) else text
+
+
+def _absolute(path: Path) -> Path:
+    """The path from the root, without `..` and with links as they are."""
+    return Path(os.path.normpath(path.expanduser().absolute()))
 
 
 def _quoted(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -65,6 +66,30 @@ def test_images_without_folders_get_a_list(tmp_path: Path) -> None:
     assert sorted(record.split for record in records) == ["test"] * 2 + ["train"] * 8
     assert {record.class_name for record in records} == {"photos"}
     assert "masking" not in experiment.evaluations
+
+
+def test_an_image_beside_the_class_folders_is_left_out_as_in_a_run(tmp_path: Path) -> None:
+    draw(tmp_path / "photos" / "cats", 3)
+    draw(tmp_path / "photos" / ".cache", 9)
+    for name in ("stray.png", "._stray.png"):
+        shutil.copy(tmp_path / "photos" / "cats" / "a, 0.png", tmp_path / "photos" / name)
+    target = tmp_path / "mine.yaml"
+    experiment = made(tmp_path / "photos", target, "--backbone", "shapesclip")
+    assert {record.class_name for record in experiment.datasets["images"].build().records()} == {"cats"}
+    assert "1 image beside the class folders is left out, such as stray.png." in target.read_text()
+
+
+def test_paths_from_another_folder_and_whole_numbers_are_written_plainly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(tmp_path / "photos" / "cats", 100)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    made(Path("../photos"), Path("mine.yaml"), "--backbone", "shapesclip")
+    text = Path("mine.yaml").read_text()
+    assert "of 1 class with 100 images each" in text
+    assert f'root: "{tmp_path}/photos"' in text
+    assert re.search(r"n_steps: [1-9]00 ", text) and re.search(r"lr_warmup_steps: \d+$", text, re.MULTILINE)
 
 
 def test_splits_are_seen(tmp_path: Path) -> None:
@@ -131,5 +156,6 @@ def test_what_it_refuses(tmp_path: Path) -> None:
     assert "--force" in refused("photos") and target.read_text() == "precious"
     assert init(tmp_path / "photos", target, "--force").exit_code == 0
     assert load(str(target)).name == "mine"
-    shutil.copy(tmp_path / "photos" / "cats" / "a, 0.png", tmp_path / "photos")
-    assert "beside folders" in refused("photos", "--force")
+    for name in ("a.png", "b.png"):
+        shutil.copy(tmp_path / "photos" / "cats" / "a, 0.png", tmp_path / "photos" / name)
+    assert "holds 2 images beside folders with 2 images" in refused("photos", "--force")
