@@ -150,7 +150,9 @@ def _told(work: Work, items: Sequence[Planned]) -> Iterator[None]:
     """Tells the logger when nodes that have work begin to be built, and how that ends."""
     busy = [item for item in items if item.has_work]
     for item in busy:
-        _LOG.info("%s starts (%s)", item.node.address, item.why)
+        # What is looked at again when its turn comes is not explained again.
+        why = item.why or work.planned[item.node.address].why
+        _LOG.info("%s starts (%s)", item.node.address, why)
     called, started = ", ".join(item.node.address for item in busy), time.monotonic()
     try:
         yield

@@ -24,7 +24,7 @@ FOLDERS = "flows|pipeline|storage|src|tests|docs|benchmarks|\\.ci"
 TWO = """
 name: two
 datasets:
-  shapes: {kind: shapes, seed: 1, splits: {train: 24, test: 12}, label: colour}
+  shapes: {kind: shapes, seed: 1, splits: {train: 24, test: 12}}
   digits: {kind: digits, n_images: 40}
 backbones: {clip: {kind: shapes_clip}}
 saes:
