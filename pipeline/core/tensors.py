@@ -7,6 +7,7 @@ holds.
 from __future__ import annotations
 
 import pickle
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from patchsae.pipeline.core.text import first_line
 from patchsae.storage.errors import UserError
 
 BROKEN = (
@@ -31,6 +33,23 @@ BROKEN = (
     struct.error,
 )
 """What `check_archive` and `torch.load` raise for a file that is broken, beside OSError."""
+
+
+_REFERS = re.compile(r"Unsupported global: GLOBAL (\S+)")
+
+
+def why_unreadable(error: Exception) -> str:
+    """What is wrong with a file for which one of `BROKEN` was raised, as a phrase.
+
+    torch's own messages run over many lines, and advise to execute what the file holds.
+    """
+    if found := _REFERS.search(str(error)):
+        return f"it holds an object of {found[1]}, and only tensors are read"
+    if str(error).startswith("Weights only load failed"):
+        return "it holds something else than tensors, and only they are read"
+    if isinstance(error, EOFError | LookupError | zipfile.BadZipFile):
+        return "torch did not write it, or not to its end"
+    return first_line(error)
 
 
 def check_archive(source: Path | BinaryIO, where: str) -> None:

@@ -15,8 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from patchsae.pipeline.backbones.checkpoints import torchscript
-from patchsae.pipeline.core.tensors import BROKEN, check_archive, check_dense
-from patchsae.pipeline.core.text import first_line
+from patchsae.pipeline.core.tensors import BROKEN, check_archive, check_dense, why_unreadable
 from patchsae.storage.errors import UserError
 
 State = dict[str, Tensor]
@@ -71,7 +70,9 @@ def _read(path: Path, read: Any) -> State:
     try:
         state: State = read(path, where)
     except (*BROKEN, OSError, SafetensorError) as error:
-        raise UserError(f"{where}: cannot be read as a state dict ({first_line(error)}).") from error
+        raise UserError(
+            f"{where}: cannot be read as a state dict ({why_unreadable(error)}); save the model's state_dict()."
+        ) from error
     if all(name.startswith("module.") for name in state):
         # As training on several devices saves it.
         return {name.removeprefix("module."): tensor for name, tensor in state.items()}

@@ -8,8 +8,10 @@ such classes, tensors, and dictionaries.
 from __future__ import annotations
 
 import collections
+import io
 import mmap
 import pickle
+import pickletools
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -46,18 +48,30 @@ def read(path: Path) -> dict[str, Tensor]:
     Raises an error of `pipeline.core.tensors.BROKEN`, or OSError, if it is not such an archive.
     """
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        data = next(
-            name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")
-        )
+        named = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if not named:
+            raise pickle.UnpicklingError("has no data.pkl")
+        data = named[0]
         if archive.getinfo(data).file_size > _MOST_PICKLED_BYTES:
             raise pickle.UnpicklingError(f"{data} has {archive.getinfo(data).file_size:,} bytes")
+        pickled = archive.read(data)
+        _check_memo(pickled)
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        with archive.open(data) as pickled:
-            module = _Tensors(pickled, archive, data.removesuffix(".pkl"), mapped).load()
+        module = _Tensors(io.BytesIO(pickled), archive, data.removesuffix(".pkl"), mapped).load()
     state = dict(_named(module, "", set()))
     for name in _NOT_WEIGHTS:
         state.pop(name, None)
     return state
+
+
+def _check_memo(pickled: bytes) -> None:
+    """Raises UnpicklingError if the pickle numbers an object higher than it can have objects.
+
+    Python makes room for all lower numbers, so that ten bytes can take 32 GB of memory.
+    """
+    for operation, argument, _ in pickletools.genops(pickled):
+        if operation.name in ("LONG_BINPUT", "PUT") and int(str(argument)) > len(pickled):
+            raise pickle.UnpicklingError(f"numbers an object {argument}, and has {len(pickled):,} bytes")
 
 
 class _Module:

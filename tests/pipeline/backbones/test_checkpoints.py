@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -175,6 +177,30 @@ def test_files_that_are_no_state_dict_say_what_to_do(
         OpenClipConfig(model=tiny_model, checkpoint=str(siglip)).outline()
 
 
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (argparse.Namespace(lr=1.0), "it holds an object of argparse.Namespace, and only tensors are read"),
+        (b"", "torch did not write it, or not to its end"),
+        (b"hello there", "torch did not write it, or not to its end"),
+        (b"PK\x03\x04, and the rest was not downloaded", "torch did not write it, or not to its end"),
+        (pickle.dumps({"state_dict": Path}), ".*only (tensors|they) are read"),
+    ],
+    ids=["namespace", "empty", "text", "part of a file", "plain pickle"],
+)
+def test_a_file_that_is_not_read_is_one_sentence_without_advice_to_execute_it(
+    tmp_path: Path, tiny_model: str, data: Any, why: str
+) -> None:
+    path = tmp_path / "odd.pt"
+    if isinstance(data, bytes):
+        path.write_bytes(data)
+    else:
+        torch.save({"state_dict": {}, "args": data}, path)
+    with pytest.raises(UserError, match=rf"cannot be read as a state dict \(({why})\); save") as caught:
+        OpenClipConfig(model=tiny_model, checkpoint=str(path)).outline()
+    assert str(caught.value).isprintable()
+
+
 def test_a_checkpoint_trained_with_another_activation_is_refused(
     tiny_checkpoint: Path, tiny_model: str, tmp_path: Path
 ) -> None:
@@ -215,10 +241,14 @@ def test_a_hostile_archive_is_refused(tiny_checkpoint: Path, tiny_model: str, tm
         ({pickled: b"cos\nsystem\n(S'true'\ntR."}, "refers to os.system"),
         ({first: b""}, "storage 0 does not hold its"),
         ({pickled: entries[pickled][:-20]}, "cannot be read as a state dict"),
+        # Python's unpickler would take 32 GB for this.
+        ({pickled: b"\x80\x02]r\xff\xff\xff\x7f."}, "numbers an object 2147483647"),
+        ({pickled: None}, "has no data.pkl"),
     ):
         path = tmp_path / "hostile.pt"
         with zipfile.ZipFile(path, "w") as archive:
             for name, data in {**entries, **changed}.items():
-                archive.writestr(name, data)
+                if data is not None:
+                    archive.writestr(name, data)
         with pytest.raises(UserError, match=message):
             OpenClipConfig(model=tiny_model, checkpoint=str(path)).outline()
