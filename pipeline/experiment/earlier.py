@@ -8,7 +8,8 @@ differs least is compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+import os
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -83,15 +84,20 @@ class Earlier:
     def identity(self, node: Node, source: Source | None) -> str | None:
         """The identity that an artifact of other images or weights has if they turn out not to have changed.
 
-        It is that of the newest near artifact with the same config.
+        It is that of the newest near artifact with the same config, unless what it was made of is still there at
+        another place: then these are others.
         """
-        config = node.config.key_config()
-        same = [one for one in self._near(node, source) if one.artifact.manifest.config == config]
+        config, place = node.config.key_config(), source.location if source is not None else {}
+        same = [
+            one
+            for one in self._near(node, source)
+            if one.artifact.manifest.config == config and _may_be_at(place, _place_of(one.artifact))
+        ]
         newest = max(same, key=lambda one: _started(one.artifact), default=None)
         return None if newest is None else newest.artifact.identity
 
     def _nearest(self, node: Node, fields: Mapping[str, Any], source: Source | None) -> _Known | None:
-        near = list(self._near(node, source))
+        near = self._near(node, source)
         if not near and not node.stage.identified_by_content:
             near = self._alike(node.stage.name, fields)
         pairs, best, least = _pairs(fields), None, 0
@@ -103,17 +109,17 @@ class Earlier:
                 break
         return best
 
-    def _near(self, node: Node, source: Source | None) -> Iterator[_Known]:
+    def _near(self, node: Node, source: Source | None) -> list[_Known]:
         """What the experiment's runs had at the node's address, or else what was made from the same place."""
         keys = self._recorded.get((node.stage.name, node.address), set())
         known = self._of(node.stage.name).all
         recorded = [one for one in known if one.artifact.key in keys] if keys else []
-        if recorded:
-            yield from recorded
-        elif source is not None and source.location:
-            for one in known:
-                if one.artifact.manifest.provenance.get(_SOURCE) == dict(source.location):
-                    yield one
+        place = dict(source.location) if source is not None else {}
+        # Another experiment of the same name may have had other images or weights at this address.
+        for some in (recorded, known) if place else ():
+            if here := [one for one in some if _place_of(one.artifact) == place]:
+                return here
+        return recorded
 
     def _alike(self, stage: str, wanted: Mapping[str, Any]) -> list[_Known]:
         """The artifacts that are near one with these fields, by their kind and images, and inputs or settings."""
@@ -144,7 +150,7 @@ class Earlier:
         """Where the images and weights lay that have an identity, if they lay anywhere."""
         found = {}
         for known in (*self._of("index").all, *self._of("weights").all):
-            if location := known.artifact.manifest.provenance.get(_SOURCE):
+            if location := _place_of(known.artifact):
                 found[known.artifact.identity] = canonical_json(location)
         return found
 
@@ -175,6 +181,20 @@ class Earlier:
                 for address, node in record.nodes.items():
                     found.setdefault((node.stage, address), set()).add(node.key)
         return found
+
+
+def _place_of(artifact: Artifact) -> dict[str, str]:
+    """Where the images or weights lay that an artifact was made of; empty if they lay nowhere."""
+    return dict(artifact.manifest.provenance.get(_SOURCE) or {})
+
+
+def _may_be_at(place: Mapping[str, str], before: Mapping[str, str]) -> bool:
+    """Whether what lay at one place may be what lies at another: all that lay elsewhere has been moved away.
+
+    What is no path, such as the tag of published weights, does not move.
+    """
+    elsewhere = [path for name, path in before.items() if place.get(name) != path]
+    return all(os.path.isabs(path) and not os.path.lexists(path) for path in elsewhere)
 
 
 def _started(artifact: Artifact) -> float:

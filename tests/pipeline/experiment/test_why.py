@@ -10,6 +10,7 @@ from PIL import Image
 
 from patchsae.pipeline.core.progress import Reporter
 from patchsae.pipeline.core.stage import Runtime
+from patchsae.pipeline.experiment import earlier
 from patchsae.pipeline.experiment.experiment import Experiment, parse
 from patchsae.pipeline.experiment.request import display_state, work_on
 from patchsae.pipeline.experiment.run import run
@@ -98,6 +99,32 @@ def test_of_a_touched_image_only_the_index_is_said_to_run(
     made = {a.stage for a in store.committed() if a.key not in before}
     assert made == {"index"} and told(store, experiment) == {}
     assert {a.key: a.manifest.provenance["started"] for a in store.committed()}.items() >= before.items()
+
+
+def test_an_experiment_of_the_same_name_on_other_images_is_told_by_its_own(
+    store: Store, experiment: Experiment, photos: Path, text: str
+) -> None:
+    other = photos.parent / "other"
+    for i in range(6):
+        (other / "a").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (9, i, i)).save(other / "a" / f"{i}.png")
+    second = parse(text.replace(str(photos), str(other)), "small")
+    # Those of the first one are still there, so these are others: what follows runs for certain.
+    found = told(store, second)
+    assert found["index/photos"][1].endswith(f"; images are in {other}, and were in {photos}")
+    assert found["extract/photos-tiny"] == ("to run", "waits for index/photos")
+    run(work_on(store, second), Runtime())
+    (other / "a" / "0.png").touch()
+    found = told(store, second)
+    assert found["index/photos"] == ("to run", "1 image changed (a/0.png)")
+    assert found["extract/photos-tiny"] == ("perhaps", "only if index/photos changes")
+    assert told(store, experiment) == {}
+
+
+def test_weights_of_another_tag_are_not_perhaps_the_same() -> None:
+    clip = {"pretrained": "ViT-B-16:openai"}
+    assert earlier._may_be_at(clip, clip)
+    assert not earlier._may_be_at({"pretrained": "ViT-B-16:laion2b_s34b_b88k"}, clip)
 
 
 def test_a_stage_that_runs_in_any_case_says_why_while_an_image_is_to_be_looked_at_again(
