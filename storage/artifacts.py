@@ -61,6 +61,15 @@ class Artifact:
         return os.path.lexists(self.path / MANIFEST)
 
     @property
+    def stamp(self) -> tuple[int, int, int] | None:
+        """A value that changes when the artifact is built again; None if there is no manifest."""
+        try:
+            found = (self.path / MANIFEST).stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_ino, found.st_size
+
+    @property
     def identity(self) -> str:
         """What goes into the keys of artifacts made from this one. Raises UserError as `manifest` does."""
         return self.manifest.identity

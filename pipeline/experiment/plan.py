@@ -14,7 +14,6 @@ from patchsae.pipeline.experiment.earlier import Earlier
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.errors import UserError
 from patchsae.storage.keys import artifact_key
-from patchsae.storage.manifest import FILE as MANIFEST
 from patchsae.storage.store import Store
 
 PlanState = Literal["cached", "run", "resume", "damaged", "perhaps", "blocked"]
@@ -172,11 +171,8 @@ class Planner:
     def artifact(self, stage: str, key: str) -> Artifact:
         """The artifact of a key, whose manifest was read before if its file is still the same."""
         artifact = self.store.at(stage, key)
-        try:
-            found = (artifact.path / MANIFEST).stat()
-        except OSError:
+        if (seen := artifact.stamp) is None:
             return artifact
-        seen = (found.st_mtime_ns, found.st_ino, found.st_size)
         opened = self._opened.get(artifact.path)
         if opened is None or opened[0] != seen or opened[1].key != key:
             opened = self._opened[artifact.path] = seen, artifact

@@ -50,7 +50,7 @@ def groups(work: Work, runtime: Runtime) -> Iterator[Group]:
 def _groups(work: Work, runtime: Runtime) -> Iterator[Group]:
     planned: dict[str, Planned] = {}
     built: set[str | None] = set()
-    later = _Later(work)
+    companions = Companions(work)
     record = _Recorder(work)
     # Written before anything is looked up, so that `gc` deletes nothing that is about to be used.
     record.write({}, newest=True)
@@ -60,7 +60,7 @@ def _groups(work: Work, runtime: Runtime) -> Iterator[Group]:
             continue
         if not item.has_work and item.key not in built:
             _LOG.info("%s is in the store: %s", address, item.key)
-        group = [item, *later.companions(item, planned, built, runtime.members - 1)]
+        group = [item, *companions.of(item, planned, built, runtime.members - 1)]
         # With all its members, which are built now although their turn comes later.
         record.write({**planned, **{member.node.address: member for member in group}})
         yield Group(group, _building(work, group, dict(planned), runtime))
@@ -88,7 +88,7 @@ def _again(work: Work, item: Planned, built: Container[str | None]) -> Planned:
     return replace(item, again=True, why="asked to run again")
 
 
-class _Later:
+class Companions:
     """Finds nodes whose turn comes later and that can be built in the same pass as one, such as a sweep's SAEs.
 
     A node that was found to be built is not looked at again before its turn.
@@ -101,7 +101,7 @@ class _Later:
             if address in work.wanted and (alike := _pass_of(item.node)) is not None:
                 self._alike.setdefault(alike, []).append(item.node)
 
-    def companions(
+    def of(
         self, item: Planned, planned: Mapping[str, Planned], built: Container[str | None], most: int
     ) -> list[Planned]:
         """At most `most` nodes that are to be built together with `item`."""

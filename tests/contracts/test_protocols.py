@@ -32,7 +32,7 @@ WIDTH = 8
 class FakeBackbone:
     """Pixels of a 4 x 4 grid times a matrix, with a mean token before them and two constant ones behind."""
 
-    n_blocks, hook_block, width, image_size, logit_scale = 1, 0, WIDTH, (4, 4), 10.0
+    n_blocks, hook_block, width, image_size, logit_scale = 2, 0, WIDTH, (4, 4), 10.0
     layout = TokenLayout(1, (4, 4), 2)
 
     def __init__(self) -> None:

@@ -112,7 +112,9 @@ def content(store: Store) -> dict[str, bytes]:
         if path.is_symlink():
             found[name] = b"-> " + str(path.readlink()).encode()
         elif path.is_dir():
-            found[f"{name}/"] = b""
+            # The folder of the notes stays when the last one is deleted.
+            if name != "dropped":
+                found[f"{name}/"] = b""
         elif path.name == "manifest.json":
             manifest = Artifact(
                 path.parent.parent.name, json.loads(path.read_bytes())["key"], path.parent

@@ -150,7 +150,8 @@ def test_cached_exactly_when_the_manifest_is_there(in_server: Server, store: Sto
     assert {a.stage: a.manifest.provenance["started"] for a in store.committed()} == before
     sae = store.committed("train")[0].path / "sae.safetensors"
     sae.write_bytes(sae.read_bytes()[:-1])
-    shutil.rmtree(store.committed("classifier")[0].path)
+    classifier = store.committed("masking")[0].manifest.inputs["classifier"]
+    shutil.rmtree(store.at("classifier", classifier).path)
     states = run()
     assert states.pop("train/relu") == states.pop("classifier/shapes-clip-dataset") == "Completed"
     assert set(states.values()) == {"Cached"}

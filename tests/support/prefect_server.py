@@ -34,6 +34,10 @@ ADDRESSES = [
     "extract/shapes-clip",
     "train/relu",
     "statistics/statistics",
+    "attributes/shapes",
+    "classifier/shapes.shape-clip-dataset",
+    "classifier/shapes.texture-clip-dataset",
+    "classifier/shapes.background-clip-dataset",
     "classifier/shapes-clip-dataset",
     "masking/masking",
 ]

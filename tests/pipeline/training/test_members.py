@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from patchsae.pipeline.core.execute import Assignment, execute
 from patchsae.pipeline.core.graph import Names, Node
 from patchsae.pipeline.core.stage import Runtime
 from patchsae.pipeline.experiment.plan import Planned
-from patchsae.pipeline.experiment.run import companions
+from patchsae.pipeline.experiment.run import Companions
 from patchsae.pipeline.training import train
 from patchsae.pipeline.training.objective import TrainedSaeConfig
 from patchsae.storage.artifacts import Artifact
@@ -162,6 +164,11 @@ def test_companions_share_inputs_and_stream() -> None:
         planned("f", split="test"),
         planned("1", shuffle_seed=1),
         planned("2", inputs={"activations": "extract/b"}),
-        planned("a"),
     ]
-    assert [found.node.name for found in companions(item, others)] == ["b", "c"]
+    items = {one.node.address: one for one in [item, *others]}
+    planner = SimpleNamespace(node=lambda node, planned, explain: items[node.address])
+    work: Any = SimpleNamespace(planned=items, wanted=items.keys(), again=(), planner=planner)
+    found = Companions(work).of(item, {"train/a": item}, (), 9)
+    assert [other.node.name for other in found] == ["b", "c"]
+    assert [other.node.name for other in Companions(work).of(item, {"train/a": item}, (), 1)] == ["b"]
+    assert Companions(work).of(replace(item, state="cached"), {"train/a": item}, (), 9) == []
