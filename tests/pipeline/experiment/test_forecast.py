@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from patchsae.pipeline.core.machine import Machine, Probe
 from patchsae.pipeline.core.stage import Runtime
-from patchsae.pipeline.experiment.experiment import parse
+from patchsae.pipeline.experiment.experiment import PRESETS, load, parse
 from patchsae.pipeline.experiment.forecast import bytes_at_once, seconds_of
 from patchsae.pipeline.experiment.plan import Planned
 from patchsae.pipeline.experiment.request import work_on
@@ -126,6 +129,26 @@ def test_a_rerun_of_one_after_another_needs_room_for_the_largest(store: Store) -
     assert max(sizes.values()) <= at_once < max(sizes.values()) + 10_000
     twice = [*items.values(), *items.values(), *items.values()]
     assert bytes_at_once(twice)[1] < 1.5 * at_once
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_every_stage_of_every_preset_predicts_bytes_and_time(
+    store: Store, tmp_path: Path, preset: str
+) -> None:
+    overrides = []
+    if preset.startswith("imagenet"):
+        image = io.BytesIO()
+        Image.new("RGB", (32, 32)).save(image, "PNG")
+        for split, number in itertools.product(("train", "val"), range(1000)):
+            folder = tmp_path / "imagenet" / split / f"n{number:08}"
+            folder.mkdir(parents=True)
+            (folder / "image.png").write_bytes(image.getvalue())
+        overrides = [f"datasets.imagenet.root={tmp_path}/imagenet", "datasets.imagenet.n_images=2000"]
+    experiment = load(preset, overrides)
+    items = work_on(store, experiment).planned
+    assert {item.state for item in items.values()} == {"run"}
+    assert [address for address, item in items.items() if item.n_bytes is None] == []
+    assert [address for address, item in items.items() if seconds_of(item, store, _Counted()) is None] == []
 
 
 def test_the_speed_of_a_machine_is_measured_once_and_remembered(tmp_path: Path) -> None:
