@@ -2,7 +2,7 @@
 
 For every attribute, the share of images whose n values have the n largest cosines, among the values it was trained
 on. Of images with a withheld value: the share whose value has the largest cosine among all values (zero-shot), and
-among the withheld ones (forced choice).
+among the withheld ones (forced choice). And how many images of the world one core renders in a second.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from benchmarks.report import Measurement, Measurements, parser, report
+from benchmarks.report import Measurement, Measurements, parser, report, seconds
 from patchsae.pipeline.backbones.models.shapes_clip import ShapesClipConfig
 from patchsae.pipeline.classification.zero_shot import all_on_top
 from patchsae.pipeline.images.datasets.shapes import LABELS
@@ -70,13 +70,25 @@ def measure(n_images: int) -> Measurements:
     return {name: Measurement(value=value, target=None, unit="share") for name, value in found.items()}
 
 
+def rendering(n_images: int) -> Measurements:
+    """Images rendered in a second, with the masks of the shapes in the cache."""
+
+    def render() -> None:
+        for index in range(n_images):
+            world.render(0, "pretrain", index)
+
+    return {
+        "rendering, one core": Measurement(value=n_images / seconds(render), target=1000.0, unit="images/s")
+    }
+
+
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--images", type=int, default=600, help="images per line, at most")
     arguments = options.parse_args()
     report(
         f"ShapesCLIP on the shapes world, {arguments.images} images",
-        measure(arguments.images),
+        {**measure(arguments.images), **rendering(arguments.images)},
         arguments.json,
     )
 

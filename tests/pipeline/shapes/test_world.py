@@ -1,7 +1,6 @@
 """The shapes world: stable bytes, exact ground truth, withheld values, speed."""
 
 import hashlib
-import time
 
 import numpy as np
 import pytest
@@ -100,19 +99,6 @@ def test_the_caption_names_what_the_image_shows() -> None:
 def test_an_unknown_split_is_refused() -> None:
     with pytest.raises(ValueError, match="choose one of pretrain, heldout"):
         world.render(0, "validation", 0)
-
-
-def test_rendering_is_fast() -> None:
-    for index in range(300):  # fills the cache of shape masks
-        world.render(0, "pretrain", index)
-    # The best of several short rounds: other work on the machine must not decide.
-    durations = []
-    for _ in range(5):
-        start = time.perf_counter()
-        for index in range(200):
-            world.render(0, "pretrain", index)
-        durations.append(time.perf_counter() - start)
-    assert 200 / min(durations) > 1000
 
 
 def test_the_dataset_reads_labels_and_decodes() -> None:
