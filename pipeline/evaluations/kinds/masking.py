@@ -55,7 +55,7 @@ from patchsae.pipeline.images.attributes import attribute_sets_of
 from patchsae.pipeline.images.dataset import DatasetConfig
 from patchsae.pipeline.images.tables import class_names_of, expected_classes, label_sets_of, labels_of
 from patchsae.pipeline.saes.sparse.latents import images_per_block
-from patchsae.storage.artifacts import Builder
+from patchsae.storage.artifacts import Artifact, Builder
 from patchsae.storage.errors import UserError
 from patchsae.storage.manifest import Summary
 from patchsae.storage.scratch import ScratchArrays
@@ -238,16 +238,20 @@ def _prepare(config: MaskingStageConfig, inputs: Inputs, out: Builder, runtime: 
 
 
 def _check_classes(config: MaskingStageConfig, inputs: Inputs) -> None:
-    rows = config.rows(inputs)
-    n_several = int((label_sets_of(inputs["images"]).counts(rows) > 1).sum())
+    _refuse_several_classes(config, inputs["images"])
+    if chosen := config.selections_by_class():
+        here, there = (class_names_of(inputs[role]) for role in ("images", "selection_images"))
+        _refuse_other_classes(here, there, chosen)
+
+
+def _refuse_several_classes(config: MaskingStageConfig, images: Artifact) -> None:
+    rows = config.masking.rows_of(images, config.masking.split)
+    n_several = int((label_sets_of(images).counts(rows) > 1).sum())
     if n_several:
         raise UserError(
             f"masking: {n_several:,} of the {len(rows):,} images are of several classes, and accuracy is counted by "
             "the class of an image; choose a split whose images have one."
         )
-    if chosen := config.selections_by_class():
-        here, there = (class_names_of(inputs[role]) for role in ("images", "selection_images"))
-        _refuse_other_classes(here, there, chosen)
 
 
 def _refuse_other_classes(
@@ -370,6 +374,8 @@ def conditions(config: MaskingStageConfig, correct: Correct, n_latents: int) -> 
 
 def _predict(config: MaskingStageConfig, inputs: Upstreams) -> Prediction:
     masking = config.masking
+    if (images := inputs["images"].artifact) is not None:
+        _refuse_several_classes(config, images)
     if chosen := config.selections_by_class():
         here, there = (expected_classes(inputs[role]) for role in ("images", "selection_images"))
         _refuse_other_classes(here, there, chosen)

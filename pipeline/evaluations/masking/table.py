@@ -32,8 +32,9 @@ _MASKING = TableSchema(
             pa.string(),
             "How the k latents were chosen on the statistics' split. `class`: most tokens above tau in the "
             "image's true class, as in the paper; `class_selective`: largest a_c[s] (a_c[s] / a_D[s] - 1 / C), where "
-            "a_c[s] are these tokens, a_D[s] those in the whole split and C is the number of classes; `dataset`: most tokens above tau in the whole split; `random`: at random, "
-            "the same for all images; `none`: rows without a selection. Of ties the lower id is chosen.",
+            "a_c[s] are these tokens, a_D[s] those in the whole split and C is the number of classes; `dataset`: most "
+            "tokens above tau in the whole split; `random`: at random, the same for all images, and with random_pool "
+            "`alive` dead latents after all others; `none`: rows without a selection. Of ties the lower id is chosen.",
         ),
         Column(
             "mode",
@@ -94,8 +95,9 @@ def masking_schema(attributes: Sequence[str]) -> TableSchema:
             Column(
                 f"accuracy_{name}",
                 pa.float64(),
-                f"Share of these images whose {name} has the largest logit among the values of that attribute: "
-                f"what the mask leaves of the {name}. Read off the same features as the class.",
+                f"Share of these images whose {name} has the largest logit among the values of that attribute (if an "
+                f"image has n of them: whose n values have the n largest): what the mask leaves of the {name}. Read "
+                "off the same features as the class.",
             ),
             Column(f"ci_low_{name}", pa.float64(), f"As ci_low, for accuracy_{name}."),
             Column(f"ci_high_{name}", pa.float64(), f"As ci_high, for accuracy_{name}."),

@@ -1,7 +1,8 @@
 """The rankings of latents that the evaluation `masking` uses: by class, by dataset, and at random.
 
-Of latents with equal counts or scores the one with the lower id comes first. So latents without any counted token
-follow the others in the order of their ids.
+Of latents with equal counts or scores the one with the lower id comes first. So in a ranking by counts the latents
+without any counted token follow the others in the order of their ids. In a ranking by scores they have the score 0,
+and stand before those that are less active in the class than in the average class.
 
 Shapes: S latents, C classes, K ranked latents.
 """

@@ -15,6 +15,7 @@ from patchsae.pipeline.activations.extract import indexed_images
 from patchsae.pipeline.backbones.weights import load_backbone
 from patchsae.pipeline.classification.classifier import load_classifier
 from patchsae.pipeline.experiment.experiment import parse
+from patchsae.pipeline.experiment.request import work_on
 from patchsae.pipeline.results.tables import Catalog
 from patchsae.pipeline.saes.sae import load_sae
 from patchsae.pipeline.shapes import world
@@ -215,8 +216,11 @@ def test_images_of_several_classes_are_refused(store: Store) -> None:
     text = EXPERIMENT.replace("test: 48}}", "test: 48, two_objects: 12}}").replace(
         "selections: [class]", "selections: [class], split: two_objects"
     )
-    with pytest.raises(UserError, match="12 of the 12 images are of several classes"):
+    sentence = "12 of the 12 images are of several classes"
+    with pytest.raises(UserError, match=sentence):
         run_all(store, parse(text, "demo").nodes())
+    planned = work_on(store, parse(text, "demo")).planned["masking/masking"]
+    assert planned.state == "blocked" and sentence in planned.why
 
 
 def test_class_latents_carry_their_class(store: Store) -> None:
