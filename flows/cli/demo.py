@@ -31,7 +31,7 @@ def report(work: Work) -> str:
         (
             table(("", "", ""), [*_accuracies(work, masking), *_quality(sae)]),
             "What is left of each attribute with k latents switched off: the k most active in the image's shape "
-            "(class),\nthose of them that other shapes have little of (selective), or random ones.",
+            "(class),\nthe k most active there and little in other shapes (selective), or k random ones.",
             table(*_sweep(masking), right=[str(k) for k in _SMALL_KS]),
             "Where it is:\n" + table(("stage", "folder"), paths),
         )
