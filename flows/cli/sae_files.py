@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from patchsae.flows.cli.screen import waiting
 from patchsae.flows.resources import check_device
 from patchsae.flows.run_folder import run_folder
 from patchsae.pipeline.evaluations import visaebench
@@ -22,15 +23,19 @@ def export(store: Store, word: str, format_name: str, folder: Path, replace: boo
 
     Raises UserError if that is not possible; then nothing is written.
     """
+    waiting.on("reading the SAE")
     files = sae_files.save_files(load_sae(find_sae(store, word)), format_name)
+    waiting.on("writing the SAE")
     write_folder(folder, files, replace)
     return [folder / name for name in files]
 
 
 def convert(source: Path, format_name: str | None, folder: Path, replace: bool) -> tuple[str, list[Path]]:
     """Writes another tool's SAE to a new folder in our format. Returns a description of it, and the files."""
+    waiting.on("reading the SAE")
     sae = sae_files.load(source, format_name)
     files = sae_files.save_files(sae, "patchsae")
+    waiting.on("writing the SAE")
     write_folder(folder, files, replace)
     words = f"{sae.n_latents:,} latents of {sae.width} channels, {sae.activation}"
     return words, [folder / name for name in files]

@@ -68,6 +68,7 @@ def gc(
 
     Example: `patchsae gc --forget photos --delete`
     """
+    from patchsae.flows.cli.bars import reporter
     from patchsae.flows.cli.text import table
     from patchsae.pipeline.core.text import size
     from patchsae.pipeline.experiment.upkeep import Unneeded, delete_unneeded, unfinished, unneeded
@@ -79,7 +80,7 @@ def gc(
         opened.records.forget(name)
     busy: list[Unneeded] = []
     if delete:
-        items, busy = delete_unneeded(opened)
+        items, busy = delete_unneeded(opened, reporter())
     else:
         items = unneeded(opened)
     if items:

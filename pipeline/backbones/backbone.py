@@ -9,7 +9,7 @@ Shapes: B images, T tokens per image, d channels at the hook, E embedding, C cla
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol, Self
 
@@ -87,11 +87,18 @@ class Backbone(Protocol):
         """n texts -> text features, float32 [n, E], not normalised."""
         ...
 
-    def class_embeddings(self, names: Sequence[str], templates: Sequence[str], renormalise: bool) -> Tensor:
+    def class_embeddings(
+        self,
+        names: Sequence[str],
+        templates: Sequence[str],
+        renormalise: bool,
+        advance: Callable[[int], object] | None = None,
+    ) -> Tensor:
         """The vectors that image features are compared with, one per class: float32 [C, E].
 
         For a backbone with prompts, it is the mean over templates of the text features scaled to length 1.
-        With `renormalise` the mean is scaled to length 1 too.
+        With `renormalise` the mean is scaled to length 1 too. `advance` is called with the number of texts that
+        were encoded since it was called last; all calls add up to `names` times `templates`.
         """
         ...
 

@@ -54,11 +54,16 @@ def identities_of(backbone: Backbone) -> list[str]:
     return [digest_json({"state": state, "settings": settings}) for settings in (now, earlier)]
 
 
-def _build(config: BackboneConfig, inputs: Inputs, reporter: Reporter) -> tuple[Backbone, list[str]]:
-    """The backbone and its `identities_of`, with a bar if that takes long."""
+def bars_of(config: BackboneConfig, reporter: Reporter) -> Reporter:
+    """The reporter for work that a small backbone does at once: it shows nothing for one."""
     n_parameters = config.outline().n_parameters
     is_small = n_parameters is not None and n_parameters < _FEW_PARAMETERS
-    with (Reporter() if is_small else reporter).bar("weights", 2, "steps") as bar:
+    return Reporter() if is_small else reporter
+
+
+def _build(config: BackboneConfig, inputs: Inputs, reporter: Reporter) -> tuple[Backbone, list[str]]:
+    """The backbone and its `identities_of`, with a bar if that takes long."""
+    with bars_of(config, reporter).bar("weights", 2, "steps") as bar:
         backbone = config.build(inputs)
         bar.advance(note="read")
         identities = identities_of(backbone)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from patchsae.pipeline.backbones.backbone import BackboneConfig
 from patchsae.pipeline.backbones.effort import load_amounts, text_amounts
-from patchsae.pipeline.backbones.weights import load_backbone
+from patchsae.pipeline.backbones.weights import bars_of, load_backbone
 from patchsae.pipeline.core.config import Config, HashedUnless, Unhashed
 from patchsae.pipeline.core.open_clip_data import imagenet_templates
 from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Upstreams
@@ -26,6 +26,8 @@ from patchsae.storage.keys import digest_json
 from patchsae.storage.manifest import Summary
 
 FILE = "classifier.safetensors"
+# So many texts are encoded by a small backbone within two seconds.
+_FEW_TEXTS = 500
 
 
 class Prompts(Config):
@@ -89,8 +91,10 @@ def _run(config: ClassifierConfig, inputs: Inputs, out: Builder, runtime: Runtim
         names = class_names_of(inputs["images"])
     else:
         names = attribute_values_of(inputs["attributes"], config.attribute)
-    with torch.inference_mode():
-        weights = backbone.class_embeddings(names, config.templates, config.renormalise)
+    n_texts = len(names) * len(config.templates)
+    bars = runtime.reporter if n_texts > _FEW_TEXTS else bars_of(config.backbone, runtime.reporter)
+    with bars.bar("classifier", n_texts, "texts") as bar, torch.inference_mode():
+        weights = backbone.class_embeddings(names, config.templates, config.renormalise, bar.advance)
     scale = torch.tensor(backbone.logit_scale)
     out.write(FILE, save({"weights": weights.cpu().contiguous(), "logit_scale": scale}))
     return {"n_classes": len(names), "n_templates": len(config.templates)}

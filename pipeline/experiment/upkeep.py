@@ -320,7 +320,7 @@ def _reached_by_presets(store: Store) -> set[str]:
     return reached
 
 
-def delete_unneeded(store: Store) -> tuple[list[Unneeded], list[Unneeded]]:
+def delete_unneeded(store: Store, reporter: Reporter | None = None) -> tuple[list[Unneeded], list[Unneeded]]:
     """Deletes what `unneeded` lists. Returns what was deleted, and what was left because a process uses it.
 
     No run can record what it needs meanwhile: it waits, and then looks up anew what there is.
@@ -328,9 +328,11 @@ def delete_unneeded(store: Store) -> tuple[list[Unneeded], list[Unneeded]]:
     deleted: list[Unneeded] = []
     busy: list[Unneeded] = []
     with store.records.held():
-        for item in unneeded(store):
-            act = _discard if item.state in ("committed", "partial", "damaged") else _clear
-            (deleted if _alone(store, item.artifact, act) else busy).append(item)
+        items = unneeded(store)
+        with (reporter if reporter and items else Reporter()).bar("gc", len(items), "artifacts") as bar:
+            for item in bar.over(items):
+                act = _discard if item.state in ("committed", "partial", "damaged") else _clear
+                (deleted if _alone(store, item.artifact, act) else busy).append(item)
         store.sweep()
     return deleted, busy
 

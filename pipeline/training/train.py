@@ -23,6 +23,7 @@ from patchsae.pipeline.activations.stream import Batch, Stream
 from patchsae.pipeline.core.interrupts import Abandoned, abandonable, deferred_signals
 from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Upstreams
 from patchsae.pipeline.core.prefetch import prefetch
+from patchsae.pipeline.core.progress import Reporter
 from patchsae.pipeline.core.stage import Inputs, Runtime, Stage
 from patchsae.pipeline.images.tables import expected_rows, split_range
 from patchsae.pipeline.saes.sae import save_sae
@@ -45,6 +46,8 @@ _SECONDS_BETWEEN_TABLES = 5.0
 # A weight that is not finite usually shows in the next loss. All weights are also checked every so many
 # steps, and after the last step, which no loss follows.
 _STEPS_BETWEEN_CHECKS = 100
+# Fewer weights than this are drawn, read or written within two seconds.
+_MANY_WEIGHTS = 10_000_000
 # Bytes of a row of the table `training`, and of config.json.
 _BYTES_PER_ROW, _CONFIG_BYTES = 90, 1_000
 
@@ -74,11 +77,19 @@ def run_together(
         _check_divides(configs[0], Activations(inputs["activations"]), inputs["images"], runtime.processes)
         failures = torchrun.launch(configs, inputs, outs, runtime)
     members, stream = begin(configs, inputs, outs, runtime, ALONE)
-    for i, member in enumerate(members):
-        member.restore()
-        member.failure = failures.get(i)
+    with _bars_of(members, runtime).bar("train, checkpoints", len(members), "SAEs") as bar:
+        for i, member in enumerate(bar.over(members)):
+            member.restore()
+            member.failure = failures.get(i)
     train(members, stream, runtime, ALONE)
-    return [member.failure or _finish(member) for member in members]
+    with _bars_of(members, runtime).bar("train, writing", len(members), "SAEs") as bar:
+        return [member.failure or _finish(member) for member in bar.over(members)]
+
+
+def _bars_of(members: Sequence[Member], runtime: Runtime) -> Reporter:
+    """The reporter for reading and writing SAEs: it shows nothing for small ones."""
+    n_weights = sum(p.numel() for member in members for p in member.objective.parameters.values())
+    return runtime.reporter if n_weights > _MANY_WEIGHTS else Reporter()
 
 
 def begin(
@@ -100,10 +111,15 @@ def begin(
     sample = batch.to_float32(runtime.device)
     _check_finite(sample, batch.image, activations)
     tokens_per_image = len(stream.tokens)
-    members = [
-        Member.begin(config, out, sample, tokens_per_image, ranks)
-        for config, out in zip(configs, outs, strict=True)
-    ]
+    # The geometric median reads the whole batch up to a hundred times.
+    n_weights = sum(2 * sample.shape[1] * config.count_latents(sample.shape[1]) for config in configs)
+    is_long = ranks.rank == 0 and n_weights + sample.numel() > _MANY_WEIGHTS
+    bars = runtime.reporter if is_long else Reporter()
+    with bars.bar("train, start", len(configs), "SAEs") as bar:
+        members = [
+            Member.begin(config, out, sample, tokens_per_image, ranks)
+            for config, out in bar.over(list(zip(configs, outs, strict=True)))
+        ]
     return members, stream
 
 
@@ -165,7 +181,8 @@ def train(members: Sequence[Member], stream: Stream, runtime: Runtime, ranks: Ra
             saved = time.monotonic() if due else saved
             shown = now if due or now - shown >= _SECONDS_BETWEEN_TABLES else shown
             per_second = (step - first) * stream.tokens_per_batch / max(now - begun, 1e-9)
-            bar.advance(note=f"{_note(at_work)}, {per_second:,.0f} tokens/s")
+            if all(member.step == step for member in at_work if member.failure is None):
+                bar.advance(note=f"{_note(at_work)}, {per_second:,.0f} tokens/s")
             if ends or not any(member.wants_steps() for member in left):
                 break
 

@@ -61,8 +61,14 @@ class CutClip:
         features: Tensor = self.model.encode_text(tokens)
         return features.float()
 
-    def class_embeddings(self, names: Sequence[str], templates: Sequence[str], renormalise: bool) -> Tensor:
-        return class_embeddings(self.encode_text, names, templates, renormalise)
+    def class_embeddings(
+        self,
+        names: Sequence[str],
+        templates: Sequence[str],
+        renormalise: bool,
+        advance: Callable[[int], object] | None = None,
+    ) -> Tensor:
+        return class_embeddings(self.encode_text, names, templates, renormalise, advance)
 
 
 def cannot_cut(name: str, tower: str) -> UserError:

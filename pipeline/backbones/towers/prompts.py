@@ -19,15 +19,20 @@ def class_embeddings(
     names: Sequence[str],
     templates: Sequence[str],
     renormalise: bool,
+    advance: Callable[[int], object] | None = None,
 ) -> Tensor:
     """The mean over templates of the text features scaled to length 1: [C, E].
 
-    With `renormalise` the mean is scaled to length 1 too. Underscores in class names become spaces.
+    With `renormalise` the mean is scaled to length 1 too. Underscores in class names become spaces. `advance` is
+    called after each batch of texts with their number.
     """
     texts = [template.format(name.replace("_", " ")) for name in names for template in templates]
-    features = torch.cat(
-        [encode_text(texts[i : i + _TEXTS_PER_BATCH]) for i in range(0, len(texts), _TEXTS_PER_BATCH)]
-    )
-    unit = normalize(features, dim=-1)
+    features = []
+    for i in range(0, len(texts), _TEXTS_PER_BATCH):
+        batch = texts[i : i + _TEXTS_PER_BATCH]
+        features.append(encode_text(batch))
+        if advance is not None:
+            advance(len(batch))
+    unit = normalize(torch.cat(features), dim=-1)
     mean = unit.view(len(names), len(templates), -1).mean(dim=1)
     return normalize(mean, dim=-1) if renormalise else mean
