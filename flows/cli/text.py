@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 _WIDTH_OF_A_FILE = 10_000
+_LONGEST_RULE_OF_A_FILE = 120
 _BETWEEN_COLUMNS = 3
 _LEAST_OF_THE_LAST = 30
 _LEAST_OF_THE_FIRST = 16
@@ -53,7 +54,11 @@ def _rendered(header: Sequence[str], rows: Sequence[Sequence[str]], right: Seque
     console = Console(file=io.StringIO(), width=width)
     console.print(shown)
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    return "\n".join(line.rstrip() for line in text.rstrip("\n").split("\n"))
+    lines = [line.rstrip() for line in text.rstrip("\n").split("\n")]
+    if width == _WIDTH_OF_A_FILE:
+        # One long cell would make the rule below the header as long as itself, which is lines of dashes in a pager.
+        lines = [line[:_LONGEST_RULE_OF_A_FILE] if line and not line.strip("─") else line for line in lines]
+    return "\n".join(lines)
 
 
 def _stacked(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> str:

@@ -153,3 +153,10 @@ def test_a_table_fits_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_table_in_a_file_has_a_line_per_row() -> None:
     assert len(text.table(HEADER, ROWS).splitlines()) == 2 + len(ROWS)
+
+
+def test_a_long_cell_does_not_lengthen_the_rule_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text.sys.stdout, "isatty", lambda: False, raising=False)
+    head, rule, row = text.table(["stage", "summary"], [["index", "x" * 700]]).split("\n")
+    assert head.split() == ["stage", "summary"] and row.endswith("x" * 700)
+    assert set(rule) == {"─"} and len(rule) == 120
