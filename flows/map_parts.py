@@ -140,6 +140,7 @@ def run_parts(
     futures = run_part.map(unmapped(job), parts)
     part_of = {future.task_run_id: part for future, part in zip(futures, parts, strict=True)}
     with reporter.bar(job.stage, n_done + len(parts), "parts", n_done) as bar:
+        bar.advance(0)
         for future in as_completed(futures):
             part = part_of[future.task_run_id]
             try:
@@ -210,7 +211,9 @@ class DaskParts:
             runtime.resources(),
             threads=1 if is_local else 0,
         )
-        address, security = self._local_cluster(n_workers) if is_local else (self.address, None)
+        address, security = (
+            self._local_cluster(n_workers, runtime.reporter) if is_local else (self.address, None)
+        )
         runner: Any = DaskTaskRunner(address=address, client_kwargs={"security": security})
         mapped = run_parts.with_options(
             flow_run_name=f"{job.address} parts {parts_text(parts)}",
@@ -233,34 +236,44 @@ class DaskParts:
                 with distributed.Client(address, security=security, set_as_default=False) as client:
                     client.run(_release)
 
-    def _local_cluster(self, n_workers: int) -> tuple[str, distributed.Security]:
-        """The address of the local cluster, which is started if there is none, and what its clients prove."""
+    def _local_cluster(self, n_workers: int, reporter: Reporter) -> tuple[str, distributed.Security]:
+        """The address of the local cluster, and what its clients prove.
+
+        It is started if there is none. That takes seconds, on a busy machine minutes, so it has a bar of its own.
+        """
         if self._cluster is None:
-            logging.getLogger("distributed").setLevel(logging.ERROR)
-            scratch = str(self._held.enter_context(run_folder()).path)
-            # The thread that starts the workers is made here, and it hands its blocked signals on to them.
-            with dask.config.set({"temporary-directory": scratch}), _blocked(_SIGNALS):
-                cluster = distributed.LocalCluster(
-                    n_workers=0,
-                    threads_per_worker=1,
-                    # No memory limit: parts return no data to Dask, so Dask could free no memory by spilling.
-                    memory_limit=0,
-                    security=True,
-                    dashboard_address="127.0.0.1:0",
-                    scheduler_kwargs={"dashboard": False, "preload": [_SCHEDULER_SETUP]},
-                    local_directory=scratch,
-                    preload=[_WORKER_SETUP],
-                )
-            self._cluster = self._held.enter_context(cluster)
-            cluster.scale(n_workers)
-            try:
-                cluster.wait_for_workers(n_workers, timeout=_STARTUP_SECONDS)
-            except TimeoutError:
-                raise UserError(
-                    f"--dask local: {n_workers} Dask workers did not start within {_STARTUP_SECONDS} seconds; "
-                    "run again with --dask none to do without them."
-                ) from None
+            with reporter.bar("start of Dask", n_workers, "workers") as bar:
+                bar.advance(0)
+                self._start_cluster(n_workers)
+                bar.advance(n_workers)
+        assert self._cluster is not None
         return str(self._cluster.scheduler_address), self._cluster.security
+
+    def _start_cluster(self, n_workers: int) -> None:
+        logging.getLogger("distributed").setLevel(logging.ERROR)
+        scratch = str(self._held.enter_context(run_folder()).path)
+        # The thread that starts the workers is made here, and it hands its blocked signals on to them.
+        with dask.config.set({"temporary-directory": scratch}), _blocked(_SIGNALS):
+            cluster = distributed.LocalCluster(
+                n_workers=0,
+                threads_per_worker=1,
+                # No memory limit: parts return no data to Dask, so Dask could free no memory by spilling.
+                memory_limit=0,
+                security=True,
+                dashboard_address="127.0.0.1:0",
+                scheduler_kwargs={"dashboard": False, "preload": [_SCHEDULER_SETUP]},
+                local_directory=scratch,
+                preload=[_WORKER_SETUP],
+            )
+        self._cluster = self._held.enter_context(cluster)
+        cluster.scale(n_workers)
+        try:
+            cluster.wait_for_workers(n_workers, timeout=_STARTUP_SECONDS)
+        except TimeoutError:
+            raise UserError(
+                f"--dask local: {n_workers} Dask workers did not start within {_STARTUP_SECONDS} seconds; "
+                "run again with --dask none to do without them."
+            ) from None
 
 
 def parts_text(parts: Sequence[int]) -> str:

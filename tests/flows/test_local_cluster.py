@@ -19,8 +19,9 @@ from tests.support.prefect_server import ROOT
 N_WORKERS = 2
 HOLD = f"""
 from patchsae.flows.map_parts import DaskParts
+from patchsae.pipeline.core.progress import ConsoleReporter
 with DaskParts("local") as parts:
-    print(parts._local_cluster({N_WORKERS})[0], flush=True)
+    print(parts._local_cluster({N_WORKERS}, ConsoleReporter())[0], flush=True)
     input()
 """
 
@@ -117,10 +118,15 @@ def test_workers_leave_signals_to_the_main_process(cluster: tuple[subprocess.Pop
     assert psutil.wait_procs(workers, timeout=60)[1] == []
 
 
-def test_workers_end_with_a_killed_main_process(cluster: tuple[subprocess.Popen[str], str]) -> None:
+def test_its_start_is_shown_and_workers_end_with_a_killed_main_process(
+    cluster: tuple[subprocess.Popen[str], str],
+) -> None:
     process, _ = cluster
     helpers = everyone(process)[1:]
     assert len(helpers) >= N_WORKERS
     process.kill()
     process.wait()
     assert psutil.wait_procs(helpers, timeout=60)[1] == []
+    assert process.stderr is not None
+    said = process.stderr.read()
+    assert "start of Dask: 0/2 workers" in said and "start of Dask: 2/2 workers" in said
