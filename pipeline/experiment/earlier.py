@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from patchsae.pipeline.core.graph import Node
@@ -194,7 +195,7 @@ def _may_be_at(place: Mapping[str, str], before: Mapping[str, str]) -> bool:
     What is no path, such as the tag of published weights, does not move.
     """
     elsewhere = [path for name, path in before.items() if place.get(name) != path]
-    return all(os.path.isabs(path) and not os.path.lexists(path) for path in elsewhere)
+    return all(Path(path).is_absolute() and not os.path.lexists(path) for path in elsewhere)
 
 
 def _started(artifact: Artifact) -> float:
