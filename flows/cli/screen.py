@@ -49,12 +49,15 @@ class Verbosity:
 
 
 class Waiting:
-    """One line on a terminal that says what a command does, while nothing else was shown for a second."""
+    """One line on a terminal that says what a command does, while nothing else was shown for a second.
+
+    It counts the seconds, so that it moves while the command waits.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._label = ""
-        self._silent_since = time.monotonic()
+        self._since = self._silent_since = time.monotonic()
         self._shown = False
         self._n_bars = 0
         self._thread: threading.Thread | None = None
@@ -67,7 +70,7 @@ class Waiting:
         if Verbosity.quiet or not sys.stderr.isatty():
             return
         with self._lock:
-            self._label = label
+            self._label, self._since = label, time.monotonic()
             if self._shown or (at_once and not self._n_bars):
                 self._draw()
             if self._thread is None:
@@ -105,12 +108,14 @@ class Waiting:
             time.sleep(_SECONDS_OF_SILENCE / 4)
             with self._lock:
                 is_due = time.monotonic() - self._silent_since >= _SECONDS_OF_SILENCE
-                if is_due and self._label and not (self._shown or self._n_bars or Verbosity.quiet):
+                if self._label and (is_due or self._shown) and not (self._n_bars or Verbosity.quiet):
                     self._draw()
 
     def _draw(self) -> None:
         width = shutil.get_terminal_size().columns
-        sys.stderr.write(f"\r\x1b[2K{self._label[: width - 5]} ...")
+        seconds = int(time.monotonic() - self._since)
+        end = f" ... {seconds} s" if seconds else " ..."
+        sys.stderr.write(f"\r\x1b[2K{self._label[: width - len(end) - 1]}{end}")
         sys.stderr.flush()
         self._shown = True
 

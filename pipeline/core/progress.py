@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from patchsae.pipeline.core.streams import to_stderr
 
@@ -111,6 +118,8 @@ class ConsoleReporter(Reporter):
             yield _LogBar(label, total, unit, done)
             return
         columns = (
+            # It turns, also while a unit of work takes minutes.
+            SpinnerColumn("line"),
             TextColumn("{task.description:<28}"),
             BarColumn(),
             MofNCompleteColumn(),

@@ -10,14 +10,20 @@ from patchsae.pipeline.evaluations.evaluation import ImagesConfig
 from patchsae.pipeline.images.tables import expected_classes, expected_rows
 from patchsae.storage.activations import ActivationTemplate
 
-# Latents per token that are taken to be above 0: the paper's SAEs have from 30 to 120.
-L0 = 64
+# Latents per token that are taken to be above 0 if the SAE does not tell: the paper's SAEs have from 30 to 120.
+_L0 = 64
 _PASSES = 6
+# Above about this share of latents, evaluations compute dense products in float32 (`EncoderChoice.max_density`).
+_DENSE = 0.1
 
 
 @dataclass(frozen=True)
 class Foreseen:
-    """Numbers of an evaluation. `n_parts` is the number of its parts, one per shard that holds one of its images."""
+    """Numbers of an evaluation.
+
+    `n_parts` is the number of its parts, one per shard that holds one of its images. `l0` is about the number of
+    latents above 0 per token.
+    """
 
     n_images: int
     n_classes: int
@@ -25,21 +31,36 @@ class Foreseen:
     tokens: int
     width: int
     n_parts: int
+    l0: float
 
     @property
-    def l0(self) -> int:
-        """Latents above 0 per token, about; in a narrow SAE fewer."""
-        return min(L0, max(1, self.n_latents // 16))
+    def is_dense(self) -> bool:
+        """Whether so many latents are on that products are computed densely, as for a ReLU SAE of a few steps."""
+        return self.l0 > _DENSE * self.n_latents
+
+    @property
+    def n_pairs(self) -> float:
+        """The number of (token, latent) pairs."""
+        return float(self.n_images) * self.tokens * self.n_latents
 
     def encoding(self) -> list[tuple[Probe, float]]:
-        """Computing the latents of every token, and adding them up."""
-        dense = float(self.n_images) * self.tokens * self.width * self.n_latents
-        moved = _PASSES * 4.0 * self.n_images * self.tokens * self.width * self.l0
+        """Computing the latents of every token, and adding sparse ones up."""
+        found = products("float32" if self.is_dense else "bfloat16", self.width)
+        moved = 8 * self.n_pairs
+        if not self.is_dense:
+            moved += _PASSES * 4.0 * self.n_images * self.tokens * self.width * self.l0
         return [
-            (products("bfloat16", self.width), dense),
-            (memory(), moved + 8 * dense / self.width),
+            (found, self.n_pairs * self.width),
+            (memory(), moved),
             waiting(2.0, "starting the processes of an evaluation"),
         ]
+
+    def decoding(self, n_latents: int | None = None) -> list[tuple[Probe, float]]:
+        """Decoding all latents, or `n_latents` of them, where they are dense. `encoding` has it for sparse ones."""
+        if not self.is_dense:
+            return []
+        n = self.n_latents if n_latents is None else n_latents
+        return [(products("float32", self.width), float(self.n_images) * self.tokens * self.width * n)]
 
 
 def foresee(config: ImagesConfig, split: str, inputs: Upstreams) -> Foreseen | None:
@@ -57,4 +78,5 @@ def foresee(config: ImagesConfig, split: str, inputs: Upstreams) -> Foreseen | N
     tokens, width, n_latents = facts
     template = ActivationTemplate.plan(n_all, tokens, width, "float16")
     n_parts = max(1, -(-n_images // template.shard_images))
-    return Foreseen(n_images, len(names), n_latents, tokens, width, n_parts)
+    l0 = inputs["sae"].fact("l0") or min(_L0, max(1, n_latents // 16))
+    return Foreseen(n_images, len(names), n_latents, tokens, width, n_parts, l0)

@@ -73,6 +73,8 @@ class TrainedSaeConfig(SaeConfig):
     """Base of the configs of trained SAEs. A subclass adds its hyperparameters and `objective`."""
 
     stage = "train"
+    fresh_density: ClassVar[float] = 0.0
+    """About the share of latents that are on in the first steps; 0 if no more than later. Only for predictions."""
     split: str = "train"
     """The split of the data set that the SAE is trained on."""
     tokens: TokenSelection = "all"

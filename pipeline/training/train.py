@@ -28,7 +28,7 @@ from patchsae.pipeline.core.stage import Inputs, Runtime, Stage
 from patchsae.pipeline.images.tables import expected_rows, split_range
 from patchsae.pipeline.saes.sae import save_sae
 from patchsae.pipeline.training import torchrun
-from patchsae.pipeline.training.effort import step_amounts
+from patchsae.pipeline.training.effort import expected_l0, step_amounts
 from patchsae.pipeline.training.member import Member
 from patchsae.pipeline.training.metrics import TRAINING
 from patchsae.pipeline.training.objective import TrainedSaeConfig
@@ -173,6 +173,9 @@ def train(members: Sequence[Member], stream: Stream, runtime: Runtime, ranks: Ra
             ends = ranks.agree(deferred.signal is not None, runtime.device)
             now = time.monotonic()
             due = ends or now - saved >= runtime.checkpoint_seconds
+            if ends:
+                at = min((member.step for member in at_work), default=step)
+                bar.advance(0, f"interrupted, writing a checkpoint of step {at:,}")
             for member in at_work:
                 if ranks.rank == 0 and (due or member.step == member.config.n_steps) and member.is_finite():
                     member.save()
@@ -208,7 +211,8 @@ def _finish(member: Member) -> Summary:
     config, sae = member.config, member.sae()
     save_sae(member.out, sae, config.key_config())
     member.out.write_table(TRAINING, member.columns())
-    return {"n_latents": sae.n_latents, "n_steps": member.step, "loss": member.rows[-1]["loss"]}
+    last = member.rows[-1]
+    return {"n_latents": sae.n_latents, "n_steps": member.step, "loss": last["loss"], "l0": last["l0"]}
 
 
 def _stream(config: TrainedSaeConfig, activations: Activations, rows: range) -> Stream:
@@ -254,13 +258,13 @@ def _predict(config: TrainedSaeConfig, inputs: Upstreams) -> Prediction:
     # A checkpoint has the weights, their two moments, and when each latent fired last. While the third one is
     # written, two are there; the file of the weights is written before they are deleted.
     checkpoint = 4 * (3 * (n_weights + 2 * n_latents + width) + 2 * n_latents) + _BYTES_PER_ROW * n_rows
-    facts = {"n_latents": n_latents, "n_steps": config.n_steps}
+    facts = {"n_latents": n_latents, "n_steps": config.n_steps, "l0": expected_l0(config, n_latents)}
     if tokens is None:
         return Prediction(facts, n_bytes, 3 * checkpoint, None, config.n_steps)
     per_step = config.batch_size * (tokens if config.mix == "images" else 1)
     if n_images is not None:
         per_step = min(per_step, n_images * tokens)
-    effort = step_amounts(config, width, n_latents, per_step, config.n_steps)
+    effort = step_amounts(config, width, n_latents, per_step)
     return Prediction(facts, n_bytes, 3 * checkpoint, effort, config.n_steps)
 
 

@@ -393,11 +393,16 @@ def _predict(config: MaskingStageConfig, inputs: Upstreams) -> Prediction:
     n_ranked = int(config.finite_ks(known.n_latents).max(initial=0))
     shared = 8 * n_ranked * (known.n_classes * len(config.selections_by_class()) + len(config.rankings()))
     per_part = 8 * known.n_classes * (3 + 2 * len(config.rankings()) * n_ks) + 4_000
-    # Each way adds up the decoder rows of its latents once more.
-    moved = (
-        4.0 * known.n_images * known.tokens * known.width * (known.l0 * len(config.rankings()) + 4 * n_masked)
-    )
-    effort = [*load_amounts(inputs["weights"]), *known.encoding(), (memory(), moved), *tails]
+    # Each ranking adds up the decoder rows of its latents once more.
+    n_rows_added = 0.0 if known.is_dense else known.l0 * len(config.rankings())
+    moved = 4.0 * known.n_images * known.tokens * known.width * (n_rows_added + 4 * n_masked)
+    effort = [
+        *load_amounts(inputs["weights"]),
+        *known.encoding(),
+        *known.decoding(known.n_latents + n_ranked * len(config.rankings())),
+        (memory(), moved),
+        *tails,
+    ]
     return Prediction({}, n_bytes, shared + known.n_parts * per_part, effort)
 
 

@@ -206,7 +206,8 @@ def _predict(config: ReconstructionStageConfig, inputs: Upstreams) -> Prediction
         MANIFEST_BYTES + expected_bytes(RECONSTRUCTION, 0, 0) + expected_bytes(FIRING_HISTOGRAM, 0, 0) + 500
     )
     scratch = known.n_parts * (8 * known.n_latents + 16 * known.width + 4_000)
-    return Prediction({}, n_bytes, scratch, [*load_amounts(inputs["weights"]), *known.encoding(), *tails])
+    effort = [*load_amounts(inputs["weights"]), *known.encoding(), *known.decoding(), *tails]
+    return Prediction({}, n_bytes, scratch, effort)
 
 
 STAGE = PartStage(

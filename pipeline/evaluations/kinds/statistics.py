@@ -22,6 +22,7 @@ from patchsae.pipeline.evaluations.evaluated import EvaluatedImages, choose_enco
 from patchsae.pipeline.evaluations.evaluation import EvaluationConfig, ImagesConfig, Wiring
 from patchsae.pipeline.evaluations.foreseen import foresee
 from patchsae.pipeline.evaluations.statistics.counts import PartCounts
+from patchsae.pipeline.evaluations.statistics.effort import counting
 from patchsae.pipeline.evaluations.statistics.merge import (
     merge_sums,
     merge_top,
@@ -155,7 +156,8 @@ def _predict(config: StatisticsConfig, inputs: Upstreams) -> Prediction:
     # A part has counts for every latent, a histogram, its top images, and counts per class.
     per_part = known.n_latents * (60 + 20 * config.k_images)
     scratch = known.n_parts * per_part + round(24 * min(pairs * known.n_parts, known.n_images * fired))
-    return Prediction({"n_images": known.n_images}, n_bytes, scratch, known.encoding())
+    counted = [(counting(), known.n_pairs)] if known.is_dense else []
+    return Prediction({"n_images": known.n_images}, n_bytes, scratch, [*known.encoding(), *counted])
 
 
 STAGE = PartStage(

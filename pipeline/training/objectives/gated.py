@@ -35,6 +35,7 @@ class GatedConfig(AuxKConfig):
     """Gates with an L1 penalty decide which latents are on; magnitudes, without a penalty, how much."""
 
     kind: Literal["gated"] = "gated"
+    fresh_density = 0.5
     encoder_scale: EncoderScale = 0.1
     l1_coefficient: float = Field(0.3, ge=0)
     """Weight of the L1 norm of the gates in units of the mean norm of a token, so that it does not depend on

@@ -38,6 +38,7 @@ class JumpReluConfig(AuxKConfig):
     """Thresholds are learnt, with a penalty on the number of latents above them."""
 
     kind: Literal["jumprelu"] = "jumprelu"
+    fresh_density = 0.3
     encoder_scale: EncoderScale = 0.1
     l0_coefficient: float = Field(0.3, ge=0)
     """The penalty of an L0 equal to the number of channels, in units of the activations' variance."""

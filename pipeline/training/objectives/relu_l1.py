@@ -30,6 +30,7 @@ class ReluL1Config(TrainedSaeConfig):
     """The paper's objective, by default with its coefficients: ReLU, an L1 penalty and ghost gradients."""
 
     kind: Literal["relu_l1"] = "relu_l1"
+    fresh_density = 0.5
     init: WeightInit = "reference"
     l1_coefficient: float = Field(8e-5, ge=0)
     """Weight of the L1 norm of the latents, which is summed over latents and averaged over tokens."""

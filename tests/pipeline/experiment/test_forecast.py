@@ -151,6 +151,44 @@ def test_every_stage_of_every_preset_predicts_bytes_and_time(
     assert [address for address, item in items.items() if seconds_of(item, store, _Counted()) is None] == []
 
 
+def test_few_steps_of_a_relu_sae_are_predicted_as_dense_ones(store: Store) -> None:
+    # In each of the first 317 steps, whose rates add up to 0.1, it takes five dense products, and later one.
+    first, later = "n_steps: 40, lr: 1e-3", "n_steps: 4000, lr: 1e-3"
+    text = TEXT.replace("kind: statistics, sae: topk", "kind: statistics, sae: relu")
+    few, many = planned(store, text), planned(store, text.replace(first, later))
+    assert few["train/relu"].prediction.facts["l0"] == 128
+    assert many["train/relu"].prediction.facts["l0"] == 64
+    n_products = []
+    for plan in (few, many):
+        effort = plan["train/relu"].prediction.effort
+        assert effort is not None
+        n_products.append(sum(amount for probe, amount in effort if probe.name.startswith("products")))
+    assert n_products[1] / n_products[0] == pytest.approx((4000 + 4 * 317) / (5 * 40))
+    taken = seconds(store, text)
+    assert taken["train/relu"] > 2 * taken["train/topk"]
+
+
+def test_evaluations_are_predicted_by_the_l0_that_training_found(store: Store) -> None:
+    dense = "statistics: {kind: statistics, sae: relu}"
+    text = TEXT.replace("statistics: {kind: statistics, sae: topk}", dense)
+    names = {
+        address: {probe.name.split(",")[0] for probe, _ in item.prediction.effort or ()}
+        for address, item in planned(store, text).items()
+    }
+    assert {"products of float32", "counting dense latents"} <= names["statistics/statistics"]
+    assert "counting dense latents" not in {
+        probe.name for probe, _ in planned(store)["statistics/statistics"].prediction.effort or ()
+    }
+    for group in groups(
+        work_on(store, parse(text, "small"), ["index", "weights", "extract", "train"]), Runtime()
+    ):
+        group.build()
+    item = planned(store, text)["train/relu"]
+    assert item.state == "cached" and item.key is not None
+    l0 = store.at("train", item.key).manifest.summary["l0"]
+    assert isinstance(l0, float) and l0 > 0.1 * 256
+
+
 def test_the_speed_of_a_machine_is_measured_once_and_remembered(tmp_path: Path) -> None:
     n_measured = []
     probe = Probe("something", lambda: n_measured.append(1) or 0.5)

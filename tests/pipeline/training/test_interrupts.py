@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from patchsae.pipeline.core.interrupts import deferred_signals, leave_if_asked
+from patchsae.pipeline.core.progress import Bar, Reporter
 from patchsae.pipeline.core.stage import Runtime
 from patchsae.pipeline.saes.sparse import encoder, latents
 from patchsae.pipeline.training import train
@@ -48,6 +50,29 @@ def test_a_signal_in_the_middle_of_a_step(store: Store, number: signal.Signals) 
     assert process.returncode == -number
     assert newest_step(store) == HALTS_IN_STEP
     assert bytes_of(run(store, train.STAGE, interrupted.config(), inputs, NO_STEP)) == expected
+
+
+def test_a_step_that_was_given_up_does_not_count_on_the_bar(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[tuple[int, str]] = []
+
+    class Seen(Bar):
+        def _show(self) -> None:
+            shown.append((self.done, self.note))
+
+    class Reports(Reporter):
+        @contextlib.contextmanager
+        def bar(self, label: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
+            yield Seen(label, total, unit, done)
+
+    asked = asked_at(1)
+    for module in (encoder, latents, relu_l1):
+        monkeypatch.setattr(module, "leave_if_asked", asked)
+    config = config_of("relu_l1", n_steps=3)
+    with pytest.raises(KeyboardInterrupt):
+        run(store, train.STAGE, config, inputs_in(store), replace(NO_STEP, reporter=Reports()))
+    assert shown == [(0, "interrupted, writing a checkpoint of step 0")]
 
 
 def test_a_signal_while_gradients_are_computed_gives_the_step_up(store: Store) -> None:

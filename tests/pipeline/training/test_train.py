@@ -124,7 +124,7 @@ def test_what_it_learns_and_reports(store: Store, inputs: dict[str, Artifact]) -
     np.testing.assert_allclose(table["penalty"], 8e-5 * table["l1_norm"], rtol=1e-6)
     assert table["lr"][0] == pytest.approx(3e-4) and table["lr"][-1] == 3e-3
     assert (table["explained_variance"] < table["explained_variance_uncentred"]).all()
-    assert summary == {"n_latents": 32, "n_steps": 300, "loss": table["loss"][-1]}
+    assert summary == {"n_latents": 32, "n_steps": 300, "loss": table["loss"][-1], "l0": table["l0"][-1]}
 
     sae = load_sae(done)
     held_out = torch.from_numpy(values()[N_TRAIN:]).float().flatten(0, 1)
