@@ -126,6 +126,11 @@ def write_folder(folder: Path, files: Mapping[str, bytes], replace: bool = False
         shutil.rmtree(new, ignore_errors=True)
 
 
+def temporaries_of(path: Path) -> list[Path]:
+    """The temporary files that killed processes left of writing one file."""
+    return list(path.parent.glob(f".{path.name}.*{_TEMPORARY}"))
+
+
 def remove_temporaries(folder: Path) -> None:
     """Deletes the temporary files of killed processes. The caller must hold the lock of the folder."""
     for leftover in temporaries(folder):

@@ -37,6 +37,7 @@ from patchsae.storage.atomic import (
     remove,
     remove_temporaries,
     temporaries,
+    temporaries_of,
     write_atomic,
 )
 from patchsae.storage.errors import UserError
@@ -251,7 +252,9 @@ class Store:
         write_atomic(builder.path / MANIFEST, manifest.model_dump_json(indent=1).encode())
         self.tidy(builder.artifact)
         artifact = self.at(builder.artifact.stage, builder.key)
-        remove(self._note(artifact))
+        # With what a process left that was killed while it wrote the note.
+        for note in (self._note(artifact), *temporaries_of(self._note(artifact))):
+            remove(note)
         self.settle(artifact, on_wait)
         return artifact
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -53,7 +53,13 @@ class FakeBackbone:
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         return torch.tensor([[float(len(text) % (i + 2)) for i in range(WIDTH)] for text in texts])
 
-    def class_embeddings(self, names: Sequence[str], templates: Sequence[str], renormalise: bool) -> Tensor:
+    def class_embeddings(
+        self,
+        names: Sequence[str],
+        templates: Sequence[str],
+        renormalise: bool,
+        advance: Callable[[int], object] | None = None,
+    ) -> Tensor:
         """Not from prompts at all: learnt, so to speak."""
         return torch.eye(max(len(names), WIDTH))[: len(names), :WIDTH]
 

@@ -109,11 +109,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 TOLD = [
-    "left out 2 hidden files and folders: .DS_Store, train/cats/.hidden (`hidden: true` looks at them)",
-    "left out 1 linked folder: all (`follow_links: true` follows them)",
+    "left out 2 hidden files and folders: train/.DS_Store, train/cats/.hidden (`hidden: true` looks at them)",
+    "left out 1 linked folder: train/all (`follow_links: true` follows them)",
     "left out 1 link that leads nowhere: train/cats/gone.jpg",
     "left out 2 files that are no images of the formats that are read: 1 .db, 1 .heic",
-    "left out 1 image that lies beside the class folders: beside.png",
+    "left out 1 image that lies beside the class folders: train/beside.png",
     "left out 1 class folder without an image: train/no images",
     "4 of 17 images cannot be read and were left out: test/broken/zero.png, train/cats/empty.jpg, "
     "train/cats/text.png, ... (the table `corrupt_images` says why)",
