@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -107,5 +106,4 @@ def _main(root: str, processes: int, n_steps: int, where: str) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under `nohup`
     _main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
