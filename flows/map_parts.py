@@ -10,8 +10,10 @@ import logging
 import os
 import signal
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import Any
 
@@ -59,6 +61,8 @@ def dask_setup(scheduler):
     scheduler.http_server.stop()
 """
 _STARTUP_SECONDS = 180
+# What `run_parts` calls when Ctrl-C or a signal ends it. As a parameter Prefect would send it to the workers.
+_at_interrupt: ContextVar[Callable[[], None]] = ContextVar("at_interrupt")
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ def run_parts(
     """Maps the missing parts of one artifact over the workers. Raises the error of the first failing part."""
     futures = run_part.map(unmapped(job), parts)
     part_of = {future.task_run_id: part for future, part in zip(futures, parts, strict=True)}
-    with reporter.bar(job.stage, n_done + len(parts), "parts", n_done) as bar:
+    with _calling_at_interrupt(), reporter.bar(job.stage, n_done + len(parts), "parts", n_done) as bar:
         bar.advance(0)
         for future in as_completed(futures):
             part = part_of[future.task_run_id]
@@ -154,6 +158,22 @@ def run_parts(
                 run_logger().error(f"{address} {key[:16]}: part {part} failed: {one_line(error)}")
                 raise
             bar.advance()
+
+
+@contextlib.contextmanager
+def _calling_at_interrupt() -> Iterator[None]:
+    """Calls `_at_interrupt` if an interrupt ends the `with` block. Afterwards Prefect waits for the tasks."""
+    try:
+        yield
+    except BaseException as error:
+        if _is_interrupt(type(error)):
+            _at_interrupt.get()()
+        raise
+
+
+def _is_interrupt(kind: type[BaseException] | None) -> bool:
+    """Whether Ctrl-C or a signal raised it, for which Prefect has an exception of its own."""
+    return kind is not None and not issubclass(kind, Exception)
 
 
 def _release(dask_worker: distributed.Worker) -> None:
@@ -185,7 +205,23 @@ class DaskParts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if _is_interrupt(kind):
+            self._kill_workers()
         self._held.close()
+
+    def _kill_workers(self) -> None:
+        """Ends the local workers in the middle of their parts, which count only once they are in the ledger."""
+        if self._cluster is None:
+            return
+        # What Dask then has to say is no news to the user.
+        for name in ("distributed", "tornado.application"):
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+        for nanny in self._cluster.workers.values():
+            # Otherwise it starts another worker.
+            nanny.close_gracefully("interrupted")
+            if nanny.pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(nanny.pid, signal.SIGKILL)
 
     def __call__(
         self,
@@ -223,6 +259,7 @@ class DaskParts:
         # own.
         url = str(get_client(sync_client=True).api_url)
         with temporary_settings({PREFECT_API_URL: url}):
+            before = _at_interrupt.set(self._kill_workers)
             try:
                 mapped(
                     address=job.address,
@@ -233,6 +270,7 @@ class DaskParts:
                     reporter=runtime.reporter,
                 )
             finally:
+                _at_interrupt.reset(before)
                 with distributed.Client(address, security=security, set_as_default=False) as client:
                     client.run(_release)
 
@@ -252,6 +290,9 @@ class DaskParts:
     def _start_cluster(self, n_workers: int) -> None:
         logging.getLogger("distributed").setLevel(logging.ERROR)
         scratch = str(self._held.enter_context(run_folder()).path)
+        # Python starts this helper with the first worker, and then lets SIGINT and SIGTERM through to the worker.
+        with _blocked(_SIGNALS):
+            resource_tracker.ensure_running()
         # The thread that starts the workers is made here, and it hands its blocked signals on to them.
         with dask.config.set({"temporary-directory": scratch}), _blocked(_SIGNALS):
             cluster = distributed.LocalCluster(

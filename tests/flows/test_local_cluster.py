@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,11 +27,10 @@ with DaskParts("local") as parts:
 """
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A process that has started a cluster, and the address of the scheduler."""
+def start(tmp_path: Path) -> subprocess.Popen[str]:
+    """A process that starts a cluster, prints the address of the scheduler, and waits."""
     (tmp_path / "tmp").mkdir()
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-c", HOLD],
         env=os.environ | {"TMPDIR": str(tmp_path / "tmp")},
         cwd=ROOT,
@@ -40,6 +40,12 @@ def cluster(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process that has started a cluster, and the address of the scheduler."""
+    process = start(tmp_path)
     assert process.stdout is not None
     yield process, process.stdout.readline().strip()
     process.kill()
@@ -131,3 +137,16 @@ def test_its_start_is_shown_and_workers_end_with_a_killed_main_process(
     assert process.stderr is not None
     said = process.stderr.read()
     assert "start of Dask: 0/2 workers" in said and "start of Dask: 2/2 workers" in said
+
+
+@pytest.mark.parametrize("after", [0.0, 0.3, 1.0])
+def test_an_interrupt_while_it_starts(tmp_path: Path, after: float) -> None:
+    """A terminal sends Ctrl-C to the workers too, which are then importing."""
+    process = start(tmp_path)
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("start of Dask: 0/")
+    time.sleep(after)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert said.count("Traceback") == said.count("KeyboardInterrupt") == 1, said

@@ -160,7 +160,7 @@ def test_a_second_signal_does_not_wait_for_the_step(store: Store) -> None:
 
 @pytest.mark.slow
 def test_ranks_end_after_the_same_step(store: Store, tmp_path: Path) -> None:
-    n_steps, number = 3000, signal.SIGTERM
+    n_steps, number = 600, signal.SIGTERM
     inputs, config = inputs_in(store), interrupted.config(n_steps)
     process = interrupted.start(store, 2, n_steps)
     assert process.stderr is not None
