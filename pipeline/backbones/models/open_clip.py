@@ -16,6 +16,7 @@ from patchsae.pipeline.backbones.checkpoints.check import check_activation, chec
 from patchsae.pipeline.backbones.checkpoints.load import load_into
 from patchsae.pipeline.backbones.checkpoints.read import file_fingerprint
 from patchsae.pipeline.backbones.towers.architecture import outline_of
+from patchsae.pipeline.backbones.towers.make import make_model, tower_of
 from patchsae.pipeline.backbones.towers.preprocessing import preprocessing_of
 from patchsae.pipeline.backbones.towers.tokenizer import (
     check_tokenizer,
@@ -96,10 +97,6 @@ class OpenClipConfig(BackboneConfig):
 
     def build(self, inputs: Inputs) -> Backbone:
         self.outline()
-        from patchsae.pipeline.backbones.towers.make import make_model
-        from patchsae.pipeline.backbones.towers.timm_vit import TimmVit
-        from patchsae.pipeline.backbones.towers.vit import ClipVit
-
         architecture, folder = model_config(self.model), self._tokenizer()
         tokenizer, settings = make_tokenizer(architecture, self.model, folder)
         path = self._checkpoint() or self._fetch()
@@ -117,7 +114,7 @@ class OpenClipConfig(BackboneConfig):
         settings["preprocess"] = how
         if architecture.get("quick_gelu", False):
             settings["activation"] = "quick_gelu"
-        cut = TimmVit if "timm_model_name" in architecture["vision_cfg"] else ClipVit
+        cut = tower_of(model.visual)
         return cut(model, preprocess, tokenizer, self.extract, self.model, settings)
 
     def _fetch(self) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 
 from patchsae.pipeline.backbones.backbone import ExtractConfig, Outline, resolve_block
 from patchsae.pipeline.backbones.towers.clip import cannot_cut
+from patchsae.pipeline.backbones.towers.make import outline_model, tower_of
 from patchsae.pipeline.backbones.towers.shapes import Shapes, is_plain, pair, plain_shapes
 from patchsae.storage.tokens import TokenLayout
 
@@ -34,11 +35,8 @@ def outline_of(architecture: Mapping[str, Any], extract: ExtractConfig, name: st
 
 def _of_open_clip(architecture: Mapping[str, Any], name: str) -> tuple[int, int, TokenLayout, Shapes]:
     """(blocks, width, layout, shapes) of the model that open_clip makes, without memory for its weights."""
-    from patchsae.pipeline.backbones.towers import timm_vit, vit
-    from patchsae.pipeline.backbones.towers.make import outline_model
-
     model = outline_model(architecture)
-    tower = timm_vit if hasattr(model.visual, "trunk") else vit
+    tower = tower_of(model.visual)
     layout = tower.layout_of(model.visual, name)
     blocks, width = tower.blocks_of(model.visual)
     return (

@@ -5,21 +5,26 @@ Shapes: B images, T tokens, d channels at the hook, E embedding, C classes, n te
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from patchsae.pipeline.backbones.backbone import ExtractConfig, as_dtype, resolve_block
-from patchsae.pipeline.backbones.towers.prompts import class_embeddings
 from patchsae.storage.errors import UserError
+from patchsae.storage.tokens import TokenLayout
+
+_TEXTS_PER_BATCH = 256
 
 
-class CutClip:
+class CutClip(ABC):
     """The part of `Backbone` that does not depend on the image tower.
 
-    A subclass adds `head`, `tail`, `width`, `layout` and `image_size`. `tail(head(images))` equals
+    A subclass adds `head`, `tail`, `layout_of` and `blocks_of`. `tail(head(images))` equals
     `model.encode_image(images)`.
 
     A model with a bias on its logits, such as SigLIP, has the same bias for every class. It changes neither
@@ -29,15 +34,17 @@ class CutClip:
     def __init__(
         self,
         model: Any,
-        blocks: Sequence[nn.Module],
         preprocess: Callable[[Image.Image], Tensor],
         tokenizer: Callable[[Sequence[str]], Tensor],
         extract: ExtractConfig,
+        name: str,
         settings: dict[str, Any],
     ) -> None:
+        self.layout = self.layout_of(model.visual, name)
+        self.blocks, self.width = self.blocks_of(model.visual)
         self.model: Any = model.eval().requires_grad_(False)
         self.visual: Any = model.visual
-        self.blocks = list(blocks)
+        self.image_size: tuple[int, int] = tuple(model.visual.image_size)
         self.n_blocks = len(self.blocks)
         self.hook_block = resolve_block(extract.hook_block, self.n_blocks)
         self.preprocess = preprocess
@@ -46,6 +53,22 @@ class CutClip:
         self.logit_scale = float(model.logit_scale.detach().exp())
         self.dtype = as_dtype(extract.precision)
         self.device = "cpu"
+
+    @staticmethod
+    @abstractmethod
+    def layout_of(visual: Any, name: str) -> TokenLayout:
+        """The tokens of an image. Raises UserError if the image tower of the model `name` cannot be cut."""
+
+    @staticmethod
+    @abstractmethod
+    def blocks_of(visual: Any) -> tuple[list[nn.Module], int]:
+        """The blocks of an image tower, and its width."""
+
+    @abstractmethod
+    def head(self, images: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def tail(self, activations: Tensor) -> Tensor: ...
 
     def to(self, device: str) -> Self:
         """Moves the model and casts it to the precision of the forward pass. Digest `state` before."""
@@ -68,7 +91,17 @@ class CutClip:
         renormalise: bool,
         advance: Callable[[int], object] | None = None,
     ) -> Tensor:
-        return class_embeddings(self.encode_text, names, templates, renormalise, advance)
+        """As in `Backbone`, from prompts in which underscores of class names are spaces."""
+        texts = [template.format(name.replace("_", " ")) for name in names for template in templates]
+        features = []
+        for i in range(0, len(texts), _TEXTS_PER_BATCH):
+            batch = texts[i : i + _TEXTS_PER_BATCH]
+            features.append(self.encode_text(batch))
+            if advance is not None:
+                advance(len(batch))
+        unit = normalize(torch.cat(features), dim=-1)
+        mean = unit.view(len(names), len(templates), -1).mean(dim=1)
+        return normalize(mean, dim=-1) if renormalise else mean
 
 
 def cannot_cut(name: str, tower: str) -> UserError:

@@ -1,4 +1,7 @@
-"""Makes open_clip's models from their descriptions, with random weights or, to look at their shapes, with none."""
+"""Makes open_clip's models from their descriptions, with random weights or, to look at their shapes, with none.
+
+`tower_of` says which class cuts the image tower of one.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from patchsae.pipeline.backbones.towers.clip import CutClip
 
 
 def make_model(architecture: Mapping[str, Any], text_folder: Path | None = None) -> Any:
@@ -47,3 +52,11 @@ def outline_model(architecture: Mapping[str, Any]) -> Any:
         quick_gelu = architecture.get("quick_gelu", False)
         model.visual = _build_vision_tower(architecture["embed_dim"], vision, quick_gelu)
         return model
+
+
+def tower_of(visual: Any) -> type[CutClip]:
+    """What cuts the image tower of a model that `make_model` or `outline_model` made."""
+    from patchsae.pipeline.backbones.towers.timm_vit import TimmVit
+    from patchsae.pipeline.backbones.towers.vit import ClipVit
+
+    return TimmVit if hasattr(visual, "trunk") else ClipVit

@@ -8,17 +8,14 @@ Shapes: B images, T tokens, d channels at the hook, E embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 
-from patchsae.pipeline.backbones.backbone import ExtractConfig
 from patchsae.pipeline.backbones.towers.clip import CutClip, cannot_cut
 from patchsae.storage.errors import UserError
 from patchsae.storage.tokens import TokenLayout
@@ -27,20 +24,31 @@ from patchsae.storage.tokens import TokenLayout
 class TimmVit(CutClip):
     """Implements `Backbone`. The kind `open_clip` builds it."""
 
-    def __init__(
-        self,
-        model: Any,
-        preprocess: Callable[[Image.Image], Tensor],
-        tokenizer: Callable[[Sequence[str]], Tensor],
-        extract: ExtractConfig,
-        name: str,
-        settings: dict[str, Any],
-    ) -> None:
-        self.layout = layout_of(model.visual, name)
-        blocks, self.width = blocks_of(model.visual)
-        super().__init__(model, blocks, preprocess, tokenizer, extract, settings)
-        self.trunk: Any = model.visual.trunk
-        self.image_size: tuple[int, int] = tuple(model.visual.image_size)
+    @staticmethod
+    def layout_of(visual: Any, name: str) -> TokenLayout:
+        """The tokens of an image. Raises UserError if the tower cannot be cut, or takes images of another size."""
+        trunk, image_size = visual.trunk, tuple(visual.image_size)
+        is_vit = isinstance(trunk, VisionTransformer | Eva | VisionTransformerRelPos)
+        if not is_vit or getattr(trunk, "rope_mixed", False):
+            raise cannot_cut(name, f"{type(trunk).__name__} of timm")
+        embed = trunk.patch_embed
+        if embed.strict_img_size and tuple(embed.img_size) != image_size:
+            raise UserError(
+                f"backbone {name}: open_clip gives its image tower images of {image_size[0]} pixels, and the tower "
+                f"takes {embed.img_size[0]}; choose another of these models."
+            )
+        rows, columns = embed.dynamic_feat_size(image_size)
+        return TokenLayout(trunk.num_prefix_tokens, (rows, columns))
+
+    @staticmethod
+    def blocks_of(visual: Any) -> tuple[list[nn.Module], int]:
+        """The blocks of the tower, and its width."""
+        return list(visual.trunk.blocks), visual.trunk.embed_dim
+
+    @property
+    def trunk(self) -> Any:
+        """timm's model, which open_clip's `visual` holds."""
+        return self.visual.trunk
 
     def head(self, images: Tensor) -> Tensor:
         """[B, 3, h, w] -> float32 [B, T, d]. The blocks after the hook are not run."""
@@ -76,24 +84,3 @@ class TimmVit(CutClip):
             bias: Any = self.trunk.shared_rel_pos
             return {"shared_rel_pos": None if bias is None else bias.get_bias()}
         return {}
-
-
-def blocks_of(visual: Any) -> tuple[list[nn.Module], int]:
-    """The blocks of the tower, and its width."""
-    return list(visual.trunk.blocks), visual.trunk.embed_dim
-
-
-def layout_of(visual: Any, name: str) -> TokenLayout:
-    """The tokens of an image. Raises UserError if the tower cannot be cut, or takes images of another size."""
-    trunk, image_size = visual.trunk, tuple(visual.image_size)
-    is_vit = isinstance(trunk, VisionTransformer | Eva | VisionTransformerRelPos)
-    if not is_vit or getattr(trunk, "rope_mixed", False):
-        raise cannot_cut(name, f"{type(trunk).__name__} of timm")
-    embed = trunk.patch_embed
-    if embed.strict_img_size and tuple(embed.img_size) != image_size:
-        raise UserError(
-            f"backbone {name}: open_clip gives its image tower images of {image_size[0]} pixels, and the tower "
-            f"takes {embed.img_size[0]}; choose another of these models."
-        )
-    rows, columns = embed.dynamic_feat_size(image_size)
-    return TokenLayout(trunk.num_prefix_tokens, (rows, columns))

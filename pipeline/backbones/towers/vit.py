@@ -5,15 +5,12 @@ Shapes: B images, T tokens, d channels at the hook, E embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
-from PIL import Image
 from torch import Tensor, nn
 
-from patchsae.pipeline.backbones.backbone import ExtractConfig
 from patchsae.pipeline.backbones.towers.clip import CutClip, cannot_cut
 from patchsae.storage.tokens import TokenLayout
 
@@ -21,19 +18,18 @@ from patchsae.storage.tokens import TokenLayout
 class ClipVit(CutClip):
     """Implements `Backbone`. The kinds `open_clip` and `shapes_clip` build it."""
 
-    def __init__(
-        self,
-        model: Any,
-        preprocess: Callable[[Image.Image], Tensor],
-        tokenizer: Callable[[Sequence[str]], Tensor],
-        extract: ExtractConfig,
-        name: str,
-        settings: dict[str, Any],
-    ) -> None:
-        self.layout = layout_of(model.visual, name)
-        blocks, self.width = blocks_of(model.visual)
-        super().__init__(model, blocks, preprocess, tokenizer, extract, settings)
-        self.image_size: tuple[int, int] = tuple(model.visual.image_size)
+    @staticmethod
+    def layout_of(visual: Any, name: str) -> TokenLayout:
+        """The tokens of an image. Raises UserError if the tower cannot be cut."""
+        if not isinstance(visual, VisionTransformer) or not visual.transformer.batch_first:
+            raise cannot_cut(name, type(visual).__name__)
+        rows, columns = visual.grid_size
+        return TokenLayout(visual.positional_embedding.shape[0] - rows * columns, (rows, columns))
+
+    @staticmethod
+    def blocks_of(visual: VisionTransformer) -> tuple[list[nn.Module], int]:
+        """The blocks of the tower, and its width."""
+        return list(visual.transformer.resblocks), visual.positional_embedding.shape[1]
 
     def head(self, images: Tensor) -> Tensor:
         """[B, 3, h, w] -> float32 [B, T, d]. The blocks after the hook are not run."""
@@ -70,19 +66,6 @@ class ClipVit(CutClip):
 
     def _pools_class_token(self) -> bool:
         return self.visual.attn_pool is None and self.visual.pool_type == "tok"
-
-
-def blocks_of(visual: VisionTransformer) -> tuple[list[nn.Module], int]:
-    """The blocks of the tower, and its width."""
-    return list(visual.transformer.resblocks), visual.positional_embedding.shape[1]
-
-
-def layout_of(visual: Any, name: str) -> TokenLayout:
-    """The tokens of an image. Raises UserError if the tower cannot be cut."""
-    if not isinstance(visual, VisionTransformer) or not visual.transformer.batch_first:
-        raise cannot_cut(name, type(visual).__name__)
-    rows, columns = visual.grid_size
-    return TokenLayout(visual.positional_embedding.shape[0] - rows * columns, (rows, columns))
 
 
 def _class_token_of(block: Any, x: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ import pytest
 
 from patchsae.pipeline.backbones.backbone import ExtractConfig
 from patchsae.pipeline.backbones.models.open_clip import OpenClipConfig
-from patchsae.pipeline.backbones.towers import vit
 from patchsae.pipeline.backbones.towers.architecture import outline_of
 from patchsae.pipeline.backbones.towers.make import outline_model
 from patchsae.pipeline.backbones.towers.shapes import is_plain, plain_shapes
+from patchsae.pipeline.backbones.towers.vit import ClipVit
 from patchsae.pipeline.core.open_clip_data import model_config, model_names
 from patchsae.storage.errors import UserError
 from patchsae.storage.tokens import TokenLayout
@@ -94,7 +94,7 @@ def test_plain_shapes_are_those_of_open_clip() -> None:
         model = outline_model(architecture)
         assert plain_shapes(architecture) == {n: tuple(t.shape) for n, t in model.state_dict().items()}, name
         outline = outline_of(architecture, ExtractConfig(), name)
-        assert outline.layout == vit.layout_of(model.visual, name)
+        assert outline.layout == ClipVit.layout_of(model.visual, name)
         assert outline.image_size == model.visual.image_size
 
 
