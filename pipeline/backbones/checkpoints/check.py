@@ -12,7 +12,7 @@ from patchsae.pipeline.backbones.checkpoints.convert import to_open_clip
 from patchsae.pipeline.backbones.checkpoints.fit import check_fit, fits_exactly, similar
 from patchsae.pipeline.backbones.checkpoints.read import State, is_big_vision, is_openai, read_header
 from patchsae.pipeline.backbones.towers.make import outline_model
-from patchsae.pipeline.backbones.towers.shapes import Shapes, is_plain, plain_shapes
+from patchsae.pipeline.backbones.towers.shapes import Shapes, is_plain, plain_shapes, shapes_of
 from patchsae.pipeline.core.open_clip_data import model_config, model_names
 from patchsae.storage.errors import UserError
 
@@ -85,4 +85,4 @@ def _models_of(found: State) -> list[str]:
 def _shapes_of(architecture: dict[str, Any]) -> Shapes:
     if is_plain(architecture):
         return plain_shapes(architecture)
-    return {name: tuple(tensor.shape) for name, tensor in outline_model(architecture).state_dict().items()}
+    return shapes_of(outline_model(architecture).state_dict())

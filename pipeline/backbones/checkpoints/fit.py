@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from patchsae.pipeline.backbones.towers.shapes import Shapes
+from patchsae.pipeline.backbones.towers.shapes import Shapes, shapes_of
 from patchsae.storage.errors import UserError
 
 _TEXT = "text."
-# Tensors that open_clip's `load_checkpoint` drops, or reshapes, as it loads them.
-_DROPPED = ("text.transformer.embeddings.position_ids",)
-_SCALARS = ("logit_scale", "logit_bias")
+DROPPED = ("text.transformer.embeddings.position_ids",)
+"""Tensors of earlier versions of transformers, which `load_into` drops."""
+SCALARS = ("logit_scale", "logit_bias")
+"""Tensors that `load_into` reshapes: some files have them with one dimension, others with none."""
 _POSITIONS = ("visual.positional_embedding", "positional_embedding", "text.positional_embedding")
 
 
@@ -61,7 +62,7 @@ def _faults(header: Mapping[str, Tensor], expected: Shapes, exactly: bool) -> It
 
 def _as_loaded(header: Mapping[str, Tensor], expected: Shapes) -> Shapes:
     """Name -> shape as open_clip will load it: checkpoints from before `text` was a module get its prefix."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in header.items() if name not in _DROPPED}
+    shapes = {name: shape for name, shape in shapes_of(header).items() if name not in DROPPED}
     if "positional_embedding" not in shapes or "text.positional_embedding" not in expected:
         return shapes
     of_text = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final")
@@ -71,7 +72,7 @@ def _as_loaded(header: Mapping[str, Tensor], expected: Shapes) -> Shapes:
 def _same(name: str, found: tuple[int, ...], expected: tuple[int, ...], exactly: bool) -> bool:
     if found == expected:
         return True
-    if name in _SCALARS:
+    if name in SCALARS:
         return set(found) | set(expected) <= {1}
     if exactly or name not in _POSITIONS or len(found) != 2:
         return False

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from patchsae.pipeline.backbones.checkpoints.convert import to_open_clip
+from patchsae.pipeline.backbones.checkpoints.fit import DROPPED, SCALARS
 from patchsae.pipeline.backbones.checkpoints.read import is_big_vision, read_state
 
 
@@ -27,14 +28,14 @@ def load_into(model: Any, path: Path, where: str) -> None:
     state = convert_state_dict(model, to_open_clip(read_state(path), where))
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
-    for name in ("logit_scale", "logit_bias"):
+    for name in SCALARS:
         expected = getattr(model, name)
         if name in state and expected is not None:
             state[name] = state[name].reshape(expected.shape)
     if model.logit_bias is not None and "logit_bias" not in state:
         state["logit_bias"] = torch.zeros_like(model.logit_bias)
-    # Files of earlier versions of transformers have it.
-    state.pop("text.transformer.embeddings.position_ids", None)
+    for name in DROPPED:
+        state.pop(name, None)
     resize_pos_embed(state, model)
     resize_text_pos_embed(state, model)
     model.load_state_dict(state, strict=True)

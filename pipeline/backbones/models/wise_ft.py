@@ -25,6 +25,7 @@ from patchsae.pipeline.backbones.backbone import (
 from patchsae.pipeline.backbones.checkpoints.check import header
 from patchsae.pipeline.backbones.checkpoints.convert import to_open_clip
 from patchsae.pipeline.backbones.checkpoints.read import file_fingerprint, read_state
+from patchsae.pipeline.backbones.towers.shapes import shapes_of
 from patchsae.pipeline.core.config import BackboneName, Location
 from patchsae.pipeline.core.stage import Inputs
 from patchsae.storage.errors import UserError
@@ -70,7 +71,7 @@ class WiseFtConfig(BackboneConfig):
         nested = {role.removeprefix("base "): artifact for role, artifact in inputs.items() if role != "base"}
         backbone = self._resolved_base().build(nested)
         state, tuned = backbone.state(), to_open_clip(read_state(self._path()), self._where())
-        self._check(tuned, {name: tuple(tensor.shape) for name, tensor in state.items()})
+        self._check(tuned, shapes_of(state))
         with torch.no_grad():
             for name, tensor in tuned.items():
                 if state[name].is_floating_point():

@@ -8,7 +8,7 @@ from typing import Any
 from patchsae.pipeline.backbones.backbone import ExtractConfig, Outline, resolve_block
 from patchsae.pipeline.backbones.towers.clip import cannot_cut
 from patchsae.pipeline.backbones.towers.make import outline_model, tower_of
-from patchsae.pipeline.backbones.towers.shapes import Shapes, is_plain, pair, plain_shapes
+from patchsae.pipeline.backbones.towers.shapes import Shapes, is_plain, pair, plain_shapes, shapes_of
 from patchsae.storage.tokens import TokenLayout
 
 
@@ -39,9 +39,4 @@ def _of_open_clip(architecture: Mapping[str, Any], name: str) -> tuple[int, int,
     tower = tower_of(model.visual)
     layout = tower.layout_of(model.visual, name)
     blocks, width = tower.blocks_of(model.visual)
-    return (
-        len(blocks),
-        width,
-        layout,
-        {one: tuple(tensor.shape) for one, tensor in model.state_dict().items()},
-    )
+    return len(blocks), width, layout, shapes_of(model.state_dict())

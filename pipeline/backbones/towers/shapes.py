@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 Shapes = dict[str, tuple[int, ...]]
 
 _VISION = {
@@ -28,6 +30,11 @@ def is_plain(architecture: Mapping[str, Any]) -> bool:
     vision, text = architecture["vision_cfg"], architecture["text_cfg"]
     known = set(architecture) <= _WHOLE and set(vision) <= _VISION and set(text) <= _TEXT
     return known and isinstance(vision.get("layers", 12), int)
+
+
+def shapes_of(state: Mapping[str, Tensor]) -> Shapes:
+    """Name -> shape of the tensors of a state dict."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:
