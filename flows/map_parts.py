@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
@@ -181,6 +182,11 @@ def _release(dask_worker: distributed.Worker) -> None:
     setattr(dask_worker, _HELD, None)
 
 
+def _release_workers(address: str, security: distributed.Security | None) -> None:
+    with distributed.Client(address, security=security, set_as_default=False) as client:
+        client.run(_release)
+
+
 class DaskParts:
     """Computes the parts of stages on Dask, as a `Runtime`'s `map_parts`.
 
@@ -271,8 +277,12 @@ class DaskParts:
                 )
             finally:
                 _at_interrupt.reset(before)
-                with distributed.Client(address, security=security, set_as_default=False) as client:
-                    client.run(_release)
+                if not _is_interrupt(sys.exc_info()[0]):
+                    _release_workers(address, security)
+                elif not is_local:
+                    # A connection that is lost must not hide the interrupt: the stage would be tried again.
+                    with contextlib.suppress(OSError):
+                        _release_workers(address, security)
 
     def _local_cluster(self, n_workers: int, reporter: Reporter) -> tuple[str, distributed.Security]:
         """The address of the local cluster, and what its clients prove.

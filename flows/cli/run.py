@@ -11,7 +11,7 @@ from patchsae.flows.cli.bars import reporter
 from patchsae.flows.cli.commands import failing
 from patchsae.flows.cli.log_file import logged
 from patchsae.flows.cli.screen import result, say, waiting
-from patchsae.flows.cli.signals import Stopped
+from patchsae.flows.cli.signals import Stopped, waking_at_interrupt
 from patchsae.flows.reporting import reporting_to
 from patchsae.flows.resources import ResourcesModel, check_resources
 from patchsae.pipeline.core.resources import Resources
@@ -101,6 +101,7 @@ def launch(
         if has_lasting_server():
             log_to_server_only()
         waiting.on("starting the run")
+        waking_at_interrupt()
         experiment_flow(
             experiment=experiment,
             overrides=list(overrides),

@@ -50,3 +50,14 @@ def stopped_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def waking_at_interrupt() -> None:
+    """Lets Ctrl-C wake the main thread while it waits for another thread or for Dask.
+
+    Polars' import replaces the handler of SIGINT by one after which a wait goes on as if nothing had happened, so
+    that Ctrl-C would count only when the wait is over. It is imported here, before anything waits.
+    """
+    import polars  # noqa: F401
+
+    signal.siginterrupt(signal.SIGINT, True)
