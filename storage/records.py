@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class ExperimentRecord:
     nodes: Mapping[str, RecordedNode]
     experiment: dict[str, Any] | None = None
 
-    @property
+    @cached_property
     def content(self) -> str:
         """A digest of the experiment, by which records are told apart; in records of old stores, of the nodes."""
         if self.experiment is None:
@@ -151,11 +152,7 @@ class Records:
     def current(self) -> dict[str, ExperimentRecord]:
         """The records without those of earlier versions of an experiment, by their names."""
         found = self.all()
-        return {
-            name: record
-            for name, record in found.items()
-            if not any(name == _longer(other, record) for other in found)
-        }
+        return {name: record for name, record in found.items() if not _is_earlier(name, record, found)}
 
     def of_name(self, name: str) -> list[ExperimentRecord]:
         """The records of a name, with those of `--set` and of earlier versions, as far as they can be read."""
@@ -237,7 +234,17 @@ def _is_node(node: dict[str, Any]) -> bool:
 
 
 def _longer(name: str, record: ExperimentRecord) -> str:
-    return f"{name}-{record.content[:_DIGITS]}"
+    return f"{name}{_digits(record)}"
+
+
+def _is_earlier(name: str, record: ExperimentRecord, names: Container[str]) -> bool:
+    """Whether `name` is what `_longer` made of one of `names` for this record."""
+    digits = _digits(record)
+    return name.endswith(digits) and name.removesuffix(digits) in names
+
+
+def _digits(record: ExperimentRecord) -> str:
+    return f"-{record.content[:_DIGITS]}"
 
 
 def _names_of(address: str) -> dict[str, str]:

@@ -43,15 +43,15 @@ def groups(work: Work, runtime: Runtime) -> Iterator[Group]:
     experiment's record is written before a group is built, and cannot be forgotten until the run ends, so that
     `patchsae gc` deletes nothing that the run has reached. Raises UserError for a node that cannot be built.
     """
-    with work.store.records.running(_Recorder(work).record):
-        yield from _groups(work, runtime)
+    record = _Recorder(work)
+    with work.store.records.running(record.record):
+        yield from _groups(work, record, runtime)
 
 
-def _groups(work: Work, runtime: Runtime) -> Iterator[Group]:
+def _groups(work: Work, record: _Recorder, runtime: Runtime) -> Iterator[Group]:
     planned: dict[str, Planned] = {}
     built: set[str | None] = set()
     companions = Companions(work)
-    record = _Recorder(work)
     # Written before anything is looked up, so that `gc` deletes nothing that is about to be used.
     record.write({}, newest=True)
     for address, before in work.planned.items():
