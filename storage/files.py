@@ -81,6 +81,14 @@ def read_regular(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def changed_at(path: Path) -> float:
+    """When a file or folder was last changed, in seconds since 1970; 0 if it has gone meanwhile."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 REMEDY = (
     "`patchsae verify --discard` drops what is damaged and what was made from it, and the next run computes "
     "that again."

@@ -8,6 +8,8 @@ import fcntl
 from pathlib import Path
 from typing import TextIO
 
+from patchsae.storage.files import changed_at
+
 KEPT = 50
 """The newest logs that are kept. Older ones are deleted when a run begins, but not that of a run that goes on."""
 _SUFFIX = ".log"
@@ -37,16 +39,9 @@ def open_log(folder: Path, name: str) -> TextIO:
 
 
 def _delete_old(folder: Path) -> None:
-    logs = sorted(folder.glob(f"*{_SUFFIX}"), key=_age, reverse=True)
+    logs = sorted(folder.glob(f"*{_SUFFIX}"), key=changed_at, reverse=True)
     for path in logs[KEPT:]:
         # Another run may delete it too. One that goes on has it locked.
         with contextlib.suppress(OSError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             path.unlink()
-
-
-def _age(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0

@@ -41,7 +41,7 @@ from patchsae.storage.atomic import (
     write_atomic,
 )
 from patchsae.storage.errors import UserError
-from patchsae.storage.files import read_regular
+from patchsae.storage.files import changed_at, read_regular
 from patchsae.storage.keys import parse_json
 from patchsae.storage.locks import Busy, allow_open_files, is_locked, lock, refuse
 from patchsae.storage.manifest import FILE as MANIFEST
@@ -387,11 +387,17 @@ class Store:
             remove(artifact.path)
             remove(self.rebuild_of(artifact).path)
 
-    def artifacts(self) -> Iterator[tuple[Artifact, State]]:
-        """Every artifact in the store with its state, sorted by stage and then by age."""
-        for folder in sorted(self.root.glob("*/*/"), key=lambda path: (path.parent.name, _age(path))):
-            if folder.parent.name in _NO_STAGES or not _KEY.fullmatch(folder.name):
-                continue
+    def _folders(self, stage: str | None = None) -> list[Path]:
+        """The folders of all artifacts, or of those of one stage."""
+        return [
+            folder
+            for folder in self.root.glob(f"{stage or '*'}/*/")
+            if folder.parent.name not in _NO_STAGES and _KEY.fullmatch(folder.name)
+        ]
+
+    def artifacts(self, stage: str | None = None) -> Iterator[tuple[Artifact, State]]:
+        """Every artifact in the store, or of one stage, with its state, sorted by stage and then by age."""
+        for folder in sorted(self._folders(stage), key=lambda path: (path.parent.name, changed_at(path))):
             artifact = Artifact(folder.parent.name, self.key_of(folder), folder)
             if not artifact.is_committed:
                 yield artifact, "partial"
@@ -400,14 +406,12 @@ class Store:
 
     def committed(self, stage: str | None = None) -> list[Artifact]:
         """The committed artifacts, of all stages or of one, whose files have the right sizes."""
-        return [a for a, state in self.artifacts() if state == "committed" and stage in (None, a.stage)]
+        return [artifact for artifact, state in self.artifacts(stage) if state == "committed"]
 
     def readable(self, stage: str) -> list[Artifact]:
         """The artifacts of a stage whose manifests can be read. Their other files are not looked at."""
         found = []
-        for folder in sorted((self.root / stage).glob("*/")):
-            if not _KEY.fullmatch(folder.name):
-                continue
+        for folder in sorted(self._folders(stage)):
             artifact = Artifact(stage, self.key_of(folder), folder)
             with contextlib.suppress(UserError):
                 artifact.manifest  # noqa: B018 (reading it checks it)
@@ -444,7 +448,9 @@ class Store:
         The caller must hold the records.
         """
         needed = {
-            self._lock(artifact, kind).name for artifact, _ in self.artifacts() for kind in (_BUILD, _READ)
+            self._lock(Artifact(folder.parent.name, folder.name, folder), kind).name
+            for folder in self._folders()
+            for kind in (_BUILD, _READ)
         }
         for path in (self.root / _LOCKS).glob("*"):
             # What a killed run left is for the next run, which tells the server.
@@ -466,11 +472,3 @@ class Store:
 def _defined(value: float | int | str | None) -> float | int | str | None:
     """None in place of NaN or infinity, such as a share of nothing: JSON has no numbers for them."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _age(path: Path) -> float:
-    """When the folder was last changed; 0 if it has gone meanwhile."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
