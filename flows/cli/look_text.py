@@ -13,7 +13,7 @@ import polars as pl
 
 from patchsae.flows.cli.screen import result
 from patchsae.flows.cli.text import table
-from patchsae.pipeline.core.text import number, size
+from patchsae.pipeline.core.text import count, number, size
 from patchsae.pipeline.results.pick import By
 from patchsae.storage.errors import UserError
 from patchsae.storage.store import Store
@@ -42,7 +42,7 @@ def status_text(rows: Sequence[dict[str, Any]], store: Store) -> str:
     total = sum(row["bytes"] for row in rows)
     return (
         table(("stage", "key", "state", "bytes", "names", "summary"), shown, right=("bytes",))
-        + f"\n\n{len(rows)} artifacts, {size(total)} at {store.root}"
+        + f"\n\n{count(len(rows), 'artifact')}, {size(total)} at {store.root}"
     )
 
 

@@ -64,7 +64,12 @@ def launch(
             tidy(work)
         for line in remarks(work):
             say(line)
-        result(f"Nothing to do: all {len(work.wanted)} stages of {work.record} are in {work.store.root}.")
+        what = (
+            f"all {len(work.wanted)} stages of {work.record} are"
+            if len(work.wanted) > 1
+            else f"{', '.join(work.wanted)} of {work.record} is"
+        )
+        result(f"Nothing to do: {what} in {work.store.root}.")
         return
     with failing():
         check_not_blocked(work)

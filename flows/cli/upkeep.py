@@ -70,7 +70,7 @@ def gc(
     """
     from patchsae.flows.cli.bars import reporter
     from patchsae.flows.cli.text import table
-    from patchsae.pipeline.core.text import size
+    from patchsae.pipeline.core.text import count, size
     from patchsae.pipeline.experiment.upkeep import Unneeded, delete_unneeded, unfinished, unneeded
     from patchsae.storage.store import Store
 
@@ -88,7 +88,7 @@ def gc(
         result(table(("stage", "key", "state", "bytes", "why"), rows, right=("bytes",)) + "\n")
     total = size(sum(item.n_bytes for item in items))
     result(
-        f"{len(items)} artifacts, {total}"
+        f"{count(len(items), 'artifact')}, {total}"
         + (
             ", deleted."
             if delete

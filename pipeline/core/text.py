@@ -1,4 +1,4 @@
-"""Text for error messages and tables: the nearest known word to a misspelt one, sizes in bytes, numbers."""
+"""Text for error messages and tables: the nearest known word to a misspelt one, counts, sizes in bytes, numbers."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, at most 200 characters; its type if it has no message."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))[:200]
+
+
+def count(n: int, one: str, several: str | None = None) -> str:
+    """`1 image`, `1,234 images`; `several` is the plural if that is not `one` with an s."""
+    return f"{n:,} {one if n == 1 else several or f'{one}s'}"
 
 
 def size(n_bytes: int | None) -> str:

@@ -47,7 +47,7 @@ def _absolute(text: str, folder: Path, where: str, field: str) -> Path:
         path = Path(text).expanduser()
     except RuntimeError:
         raise UserError(f"{where}: `{field}` is {text!r}, and no such user has a home folder here.") from None
-    here, there = _plain(folder.absolute() / path), _plain(Path.cwd() / path)
+    here, there = normalized(folder.absolute() / path), normalized(Path.cwd() / path)
     if here != there and not os.path.lexists(here) and os.path.lexists(there):
         raise UserError(
             f"{where}: `{field}` is {text!r}, which is relative to the folder of that file: {here} is not there, "
@@ -56,7 +56,7 @@ def _absolute(text: str, folder: Path, where: str, field: str) -> Path:
     return here
 
 
-def _plain(path: Path) -> Path:
+def normalized(path: Path) -> Path:
     """The path without `..`, unless a link on the way gives `..` another meaning."""
-    plain = Path(os.path.normpath(path))
-    return plain if os.path.realpath(plain) == os.path.realpath(path) else path
+    without = Path(os.path.normpath(path))
+    return without if os.path.realpath(without) == os.path.realpath(path) else path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import statistics
 from collections import Counter
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
 from PIL import Image
 from pydantic import ValidationError
 
@@ -19,7 +19,9 @@ from patchsae.pipeline.backbones.models.open_clip import OpenClipConfig
 from patchsae.pipeline.backbones.models.shapes_clip import ShapesClipConfig
 from patchsae.pipeline.core.config import explain
 from patchsae.pipeline.core.open_clip_data import pretrained_tags
+from patchsae.pipeline.core.text import count
 from patchsae.pipeline.experiment.experiment import parse
+from patchsae.pipeline.experiment.locations import normalized
 from patchsae.pipeline.images.datasets.image_folder import ImageFolderConfig
 from patchsae.pipeline.images.files import SUFFIXES
 from patchsae.storage.errors import UserError
@@ -178,12 +180,8 @@ def _look(root: Path, listing: Path, files: dict[str, str]) -> _Images:
         dataset = f"{{kind: image_folder, root: {_quoted(str(root))}}}"
         images = _counted(root, dataset, ImageFolderConfig(root=str(root)))
         if plain:
-            what = (
-                "1 image beside the class folders is"
-                if len(plain) == 1
-                else f"{len(plain):,} images beside the class folders are"
-            )
-            images.seen.append(f"{what} left out, such as {plain[0]}.")
+            what = "image beside the class folders is", "images beside the class folders are"
+            images.seen.append(f"{count(len(plain), *what)} left out, such as {plain[0]}.")
         return images
     if n_inside:
         raise UserError(
@@ -204,10 +202,10 @@ def _counted(root: Path, dataset: str, config: ImageFolderConfig) -> _Images:
     n = Counter(record.split for record in records)
     per_class = Counter(record.label for record in records)
     most, least = max(per_class.values()), min(per_class.values())
-    splits = ", ".join(f"{count:,} {split}" for split, count in n.items())
-    classes = "1 class" if len(per_class) == 1 else f"{len(per_class):,} classes"
-    each = f"{least:,} to {most:,} images" if least < most else f"{most:,} images each"
-    seen = [f"{len(records):,} images ({splits}) of {classes} with {each}."]
+    splits = ", ".join(f"{n_images:,} {split}" for split, n_images in n.items())
+    classes = count(len(per_class), "class", "classes")
+    each = f"{least:,} to {most:,} images" if least < most else f"{count(most, 'image')} each"
+    seen = [f"{count(len(records), 'image')} ({splits}) of {classes} with {each}."]
     return _Images(dataset, n, len(per_class), [*seen, *_sizes([root / record.source for record in records])])
 
 
@@ -233,20 +231,14 @@ def _sizes(paths: Sequence[Path]) -> list[str]:
 
 
 def _listed(names: Sequence[str], class_name: str) -> str:
-    rows = ["path,label,class_name,split"]
-    for i, name in enumerate(names):
-        split = "test" if i % _TEST_EVERY == _TEST_EVERY - 1 else "train"
-        rows.append(",".join([_cell(name), "0", _cell(class_name), split]))
-    return "\n".join(rows) + "\n"
-
-
-def _cell(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"' if re.search(r'[",\r\n]', text) else text
+    """A CSV of images of one class."""
+    splits = ["test" if i % _TEST_EVERY == _TEST_EVERY - 1 else "train" for i in range(len(names))]
+    rows = {"path": names, "label": 0, "class_name": class_name, "split": splits}
+    return pl.DataFrame(rows).write_csv()
 
 
 def _absolute(path: Path) -> Path:
-    """The path from the root, without `..` and with links as they are."""
-    return Path(os.path.normpath(path.expanduser().absolute()))
+    return normalized(path.expanduser().absolute())
 
 
 def _quoted(text: str) -> str:

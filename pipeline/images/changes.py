@@ -7,8 +7,9 @@ from os import stat_result
 
 import polars as pl
 
+from patchsae.pipeline.core.text import count
 from patchsae.pipeline.images.dataset import DatasetConfig
-from patchsae.pipeline.images.files import count, names
+from patchsae.pipeline.images.files import names
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.errors import UserError
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from patchsae.pipeline.core.text import count
 from patchsae.storage.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"}
@@ -41,7 +42,7 @@ class LeftOut:
             n = count(len(self.hidden), "hidden file or folder", "hidden files and folders")
             found.append(f"left out {n}: {names(self.hidden)} (`hidden: true` looks at them)")
         if self.links:
-            n = count(len(self.links), "linked folder", "linked folders")
+            n = count(len(self.links), "linked folder")
             found.append(f"left out {n}: {names(self.links)} (`follow_links: true` follows them)")
         if self.broken_links:
             n = count(len(self.broken_links), "link that leads nowhere", "links that lead nowhere")
@@ -53,14 +54,9 @@ class LeftOut:
             n = count(len(self.beside), "image that lies", "images that lie")
             found.append(f"left out {n} beside the class folders: {names(self.beside)}")
         if self.empty:
-            n = count(len(self.empty), "class folder", "class folders")
+            n = count(len(self.empty), "class folder")
             found.append(f"left out {n} without an image: {names(self.empty)}")
         return found
-
-
-def count(n: int, one: str, several: str) -> str:
-    """`1 image`, `1,234 images`."""
-    return f"{n:,} {one if n == 1 else several}"
 
 
 def names(paths: Iterable[str], shown: int = _NAMES_SHOWN) -> str:

@@ -15,9 +15,10 @@ from typing import Any
 from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Upstreams
 from patchsae.pipeline.core.prefetch import thread_pool
 from patchsae.pipeline.core.stage import Inputs, Runtime, Stage
+from patchsae.pipeline.core.text import count
 from patchsae.pipeline.images.changes import changed_content, changed_images
 from patchsae.pipeline.images.dataset import Dataset, DatasetConfig, Record
-from patchsae.pipeline.images.files import count, names, reason
+from patchsae.pipeline.images.files import names, reason
 from patchsae.pipeline.images.speed import images_probe
 from patchsae.pipeline.images.tables import CLASSES, CORRUPT_IMAGES, IMAGE_LABELS, IMAGES
 from patchsae.storage.artifacts import Builder
@@ -163,7 +164,7 @@ def remarks(summary: Summary) -> list[str]:
     """What a user should know of the images of an index, as sentences without a stop."""
     n, found = {name: value for name, value in summary.items() if isinstance(value, int)}, []
     if n.get("n_corrupt"):
-        total = count(n["n_images"] + n["n_corrupt"], "image", "images")
+        total = count(n["n_images"] + n["n_corrupt"], "image")
         found.append(
             f"{n['n_corrupt']:,} of {total} cannot be read and {'was' if n['n_corrupt'] == 1 else 'were'} left "
             f"out: {summary.get('corrupt', '')} (the table `corrupt_images` says why)"

@@ -17,10 +17,11 @@ from pydantic import Field, field_validator
 
 from patchsae.pipeline.core.config import HashedUnless, Location, OptionalLocation, Unhashed
 from patchsae.pipeline.core.open_clip_data import imagenet_class_names
+from patchsae.pipeline.core.text import count
 from patchsae.pipeline.images import pixels
 from patchsae.pipeline.images.csv_list import hint, read_list
 from patchsae.pipeline.images.dataset import Dataset, DatasetConfig, Record
-from patchsae.pipeline.images.files import SUFFIXES, LeftOut, Walk, count, names, read_file
+from patchsae.pipeline.images.files import SUFFIXES, LeftOut, Walk, names, read_file
 from patchsae.storage.errors import UserError
 from patchsae.storage.keys import digest_bytes, digest_json
 
