@@ -68,5 +68,6 @@ def failing() -> Iterator[None]:
 
 
 def with_notes(fault: BaseException) -> str:
-    """An error and its notes, which say what was being worked on when it was raised."""
-    return str(fault) + "".join(f"\n  {note}" for note in reversed(getattr(fault, "__notes__", [])))
+    """An error and its notes, which say what was being worked on when it was raised. All lines but the first are
+    indented."""
+    return "\n".join([str(fault), *reversed(getattr(fault, "__notes__", []))]).replace("\n", "\n  ")

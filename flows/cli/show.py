@@ -7,9 +7,8 @@ from typing import Any
 
 from patchsae.flows.cli.text import table
 from patchsae.pipeline.core.machine import Machine
-from patchsae.pipeline.core.text import duration, size
+from patchsae.pipeline.core.text import count, duration, size
 from patchsae.pipeline.experiment.forecast import seconds_of, total
-from patchsae.pipeline.experiment.plan import Planned
 from patchsae.pipeline.experiment.request import Work, causes, display_state
 from patchsae.pipeline.experiment.upkeep import Dropped
 
@@ -28,8 +27,8 @@ def plan_rows(work: Work, machine: Machine) -> list[dict[str, Any]]:
                 "address": address,
                 "stage": item.node.stage.name,
                 "key": item.key,
-                "state": "to run" if item.again else display_state(item),
-                "why": _why_again(work, item) if item.again else item.why,
+                "state": display_state(item),
+                "why": item.why,
                 "blocked_by": item.cause,
                 "bytes": item.n_bytes if item.state == "cached" else item.n_bytes_left,
                 "scratch_bytes": item.prediction.n_scratch_bytes if item.has_work else 0,
@@ -39,15 +38,6 @@ def plan_rows(work: Work, machine: Machine) -> list[dict[str, Any]]:
         )
     machine.remember()
     return rows
-
-
-def _why_again(work: Work, item: Planned) -> str:
-    why = "asked to run again"
-    if item.key is not None:
-        artifact = work.store.at(item.node.stage.name, item.key)
-        if artifact.is_committed and work.store.rebuild_of(artifact).path.exists():
-            return f"{why}; goes on where it was interrupted"
-    return why
 
 
 def plan_text(work: Work, machine: Machine) -> str:
@@ -72,7 +62,7 @@ def plan_text(work: Work, machine: Machine) -> str:
         also = f" (and so {', '.join(others)})" if others else ""
         lines.append(f"blocked: {cause}: {why}{also}")
     lines.append(
-        f"{len(rows)} stages: {counts['cached']} cached, {n_to_run} to run"
+        f"{count(len(rows), 'stage')}: {counts['cached']} cached, {n_to_run} to run"
         + (f", {counts['perhaps']} perhaps" if counts["perhaps"] else "")
         + (f", {counts['blocked']} blocked" if counts["blocked"] else "")
         + (f"; takes about {duration(needed.seconds)}" if n_to_run else "")

@@ -52,14 +52,20 @@ class Work:
 
 
 def _again(store: Store, item: Planned) -> Planned:
-    """`item` as one that is built again: of what an interrupted rebuild left, nothing is written twice."""
+    """`item` as one that is built again, unless it is blocked: of what an interrupted rebuild left, nothing is
+    written twice."""
+    if item.state == "blocked":
+        return item
+    again = replace(item, again=True, why="asked to run again")
     if item.key is None:
-        return replace(item, again=True)
-    if item.state != "cached":
-        return replace(item, again=True)
+        return again
     artifact = store.at(item.node.stage.name, item.key)
-    there = store.rebuild_of(artifact).n_bytes()
-    return replace(item, again=True, n_bytes_there=there, n_bytes_replaced=artifact.n_bytes())
+    rebuild = store.rebuild_of(artifact)
+    if artifact.is_committed and rebuild.path.exists():
+        again = replace(again, why=f"{again.why}; goes on where it was interrupted")
+    if item.state != "cached":
+        return again
+    return replace(again, n_bytes_there=rebuild.n_bytes(), n_bytes_replaced=artifact.n_bytes())
 
 
 def store_uri(given: str | None) -> str:
@@ -154,6 +160,8 @@ DisplayState = Literal["cached", "to run", "resumes", "perhaps", "blocked"]
 
 def display_state(item: Planned) -> DisplayState:
     """The state of a planned node as users see it. A damaged artifact is shown as one that will run."""
+    if item.again:
+        return "to run"
     match item.state:
         case "cached" | "perhaps" | "blocked":
             return item.state

@@ -12,7 +12,7 @@ from patchsae.pipeline.backbones.models.open_clip import OpenClipConfig
 from patchsae.pipeline.backbones.models.shapes_clip import ShapesClipConfig
 from patchsae.pipeline.core.stage import Runtime
 from patchsae.pipeline.experiment.experiment import parse
-from patchsae.pipeline.experiment.request import causes, check_can_run, work_on
+from patchsae.pipeline.experiment.request import causes, check_can_run, display_state, work_on
 from patchsae.pipeline.experiment.run import run
 from patchsae.pipeline.saes.files import save_files
 from patchsae.pipeline.saes.sae import Sae
@@ -171,3 +171,12 @@ def test_an_artifact_that_is_there_is_no_longer_asked_for(indexed: Store) -> Non
     planned = work_on(indexed, parse(text, "small")).planned
     assert planned["weights/clip"].state == "cached"
     assert planned["extract/world-clip"].state == "blocked"
+
+
+def test_what_is_blocked_is_not_said_to_run_again(indexed: Store) -> None:
+    text = TEXT.replace("kind: shapes_clip", "kind: shapes_clip, extract: {hook_block: 6}")
+    shown = work_on(indexed, parse(text, "small"), rerun=["weights", "extract"]).to_write()
+    assert display_state(shown["weights/clip"]) == "to run"
+    assert shown["weights/clip"].why == "asked to run again"
+    assert display_state(shown["extract/world-clip"]) == "blocked"
+    assert "hook_block" in shown["extract/world-clip"].why
