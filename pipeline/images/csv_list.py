@@ -16,6 +16,8 @@ from patchsae.storage.errors import UserError
 
 COLUMNS = ("path", "label", "class_name", "split")
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+# A line before the header, by which spreadsheets tell each other what divides the cells.
+_SEP = re.compile(r"sep=([,;\t|])\r?[\r\n]", re.IGNORECASE)
 _LABEL = re.compile(r"[0-9]{1,9}")
 
 
@@ -80,10 +82,12 @@ def _text(path: Path) -> str:
 
 def _rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
     """(line, column -> cell) of every row that is not empty. Cells lose spaces at both ends."""
-    delimiter, header = _header(path, text)
+    told = _SEP.match(text)
+    delimiter, header = _header(path, text[told.end() :] if told else text, told[1] if told else None)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     try:
-        next(reader)
+        for _ in range(2 if told else 1):
+            next(reader)
         line = reader.line_num + 1
         for cells in reader:
             cells = [cell.strip() for cell in cells]
@@ -94,16 +98,17 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
         raise UserError(f"csv {path}, line {reader.line_num}: cannot be read as CSV ({error}).") from None
 
 
-def _header(path: Path, text: str) -> tuple[str, list[str]]:
-    """The delimiter of the file, and the names of its columns in lower case.
+def _header(path: Path, text: str, told: str | None) -> tuple[str, list[str]]:
+    """The delimiter of the file, and the names of its columns in lower case, from its first line.
 
-    The delimiter is the one with which the first line has the most of the columns of a list.
+    The delimiter is the one that the file has `told`, or the one with which the line has the most of the columns
+    of a list.
     """
     first = text.lstrip("\r\n").splitlines()[0] if text.strip() else ""
     if text[:1] in "\r\n" and first:
         raise UserError(f"csv {path}: begins with an empty line; begin with the names of the columns.")
     found = {}
-    for delimiter in _DELIMITERS:
+    for delimiter in (told,) if told else _DELIMITERS:
         try:
             cells = next(csv.reader([first], delimiter=delimiter, skipinitialspace=True), [])
         except csv.Error as error:

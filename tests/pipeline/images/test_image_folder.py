@@ -84,6 +84,9 @@ def test_csv_may_give_two_classes_one_name(tmp_path: Path) -> None:
         ("", "has no column `path`"),
         ("path,class_name\na, b.jpg,cat\n", "line 2: has 3 cells and the first line 2; put quotes"),
         ("path,class_name\na.jpg,\n", "line 2: has no `class_name`; the cell is empty"),
+        ("sep=;\npath;class_name\na.jpg;\n", "line 3: has no `class_name`; the cell is empty"),
+        ("sep=;\npath,class_name\n", "has no column `path`"),
+        ("sep=;\n", "has no column `path`"),
         ("path,label,class_name,split\na,x,n,train\n", "line 2: label `x`"),
         ("path,label,class_name,split\na,1,n,train\n", "absent|has no row"),
         ("path,label,class_name,split\na,0,n,train\nb,0,m,train\n", "line 3: label 0"),
@@ -238,6 +241,8 @@ LISTED = "path,class_name,split\nx/1.png,cat,train\nx/ü 2.png,sea shore,test\n"
         LISTED.replace("\n", "\r").encode(),
         LISTED.replace(",", ";").encode("utf-8-sig"),
         LISTED.replace(",", "\t").encode("utf-16"),
+        b"sep=;\r\n" + LISTED.replace(",", ";").replace("\n", "\r\n").encode(),
+        b"SEP=|\n" + LISTED.replace(",", "|").encode(),
         LISTED.replace(",", " , ").encode(),
         LISTED.replace("x/ü 2.png", '"x/ü 2.png"').replace("path", '"Path"').encode(),
         (LISTED + ",,\n\n").encode(),
@@ -245,8 +250,8 @@ LISTED = "path,class_name,split\nx/1.png,cat,train\nx/ü 2.png,sea shore,test\n"
         LISTED.replace("split\n", "split,note\n").replace("train\n", 'train,"a, note"\n').encode(),
     ],
     ids=[
-        "plain", "BOM", "UTF-16", "CRLF", "CR", "semicolons", "tabs in UTF-16", "spaces", "quotes", "empty rows",
-        "an empty column", "other columns",
+        "plain", "BOM", "UTF-16", "CRLF", "CR", "semicolons", "tabs in UTF-16", "sep=;", "sep=|", "spaces", "quotes",
+        "empty rows", "an empty column", "other columns",
     ],
 )  # fmt: skip
 def test_a_csv_is_read_as_spreadsheets_save_it(tmp_path: Path, data: bytes) -> None:
