@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from patchsae.pipeline.backbones.backbone import ExtractConfig, Outline, resolve_block
 from patchsae.pipeline.backbones.towers.clip import cannot_cut
 from patchsae.pipeline.backbones.towers.make import outline_model, tower_of
 from patchsae.pipeline.backbones.towers.shapes import Shapes, is_plain, pair, plain_shapes, shapes_of
+from patchsae.storage.keys import canonical_json
 from patchsae.storage.tokens import TokenLayout
 
 
@@ -28,14 +31,19 @@ def outline_of(architecture: Mapping[str, Any], extract: ExtractConfig, name: st
         n_blocks, width = vision.get("layers", 12), vision.get("width", 768)
         shapes = plain_shapes(architecture)
     else:
-        n_blocks, width, layout, shapes = _of_open_clip(architecture, name)
+        n_blocks, width, layout, shapes = _of_open_clip(canonical_json(architecture), name)
     resolve_block(extract.hook_block, n_blocks)
     return Outline(n_blocks, width, layout, image_size, shapes)
 
 
-def _of_open_clip(architecture: Mapping[str, Any], name: str) -> tuple[int, int, TokenLayout, Shapes]:
-    """(blocks, width, layout, shapes) of the model that open_clip makes, without memory for its weights."""
-    model = outline_model(architecture)
+@lru_cache(maxsize=16)
+def _of_open_clip(described: str, name: str) -> tuple[int, int, TokenLayout, Shapes]:
+    """(blocks, width, layout, shapes) of the model that open_clip makes, without memory for its weights.
+
+    `described` is the architecture as JSON. A model of many blocks takes a second, and a plan, loading and whoever
+    asks for its size each need the outline.
+    """
+    model = outline_model(json.loads(described))
     tower = tower_of(model.visual)
     layout = tower.layout_of(model.visual, name)
     blocks, width = tower.blocks_of(model.visual)

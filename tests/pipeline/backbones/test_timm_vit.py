@@ -15,7 +15,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 from patchsae.pipeline.backbones.backbone import ExtractConfig
 from patchsae.pipeline.backbones.models.open_clip import OpenClipConfig
-from patchsae.pipeline.backbones.towers.make import make_model
+from patchsae.pipeline.backbones.towers import architecture as towers
+from patchsae.pipeline.backbones.towers.make import make_model, outline_model
 from patchsae.pipeline.backbones.towers.timm_vit import TimmVit
 from patchsae.pipeline.core.stage import Runtime
 from patchsae.pipeline.experiment.experiment import parse
@@ -119,6 +120,22 @@ def test_the_outline_is_that_of_the_backbone(map_model: tuple[str, Path]) -> Non
     assert outline.layout == backbone.layout == TokenLayout(0, (4, 4))
     assert (outline.n_blocks, outline.width, outline.image_size) == (3, 32, (32, 32))
     assert outline.n_parameters == sum(tensor.numel() for tensor in backbone.state().values())
+
+
+def test_a_model_is_outlined_once(map_model: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    n_outlined = 0
+
+    def counted(described: dict[str, Any]) -> Any:
+        nonlocal n_outlined
+        n_outlined += 1
+        return outline_model(described)
+
+    monkeypatch.setattr(towers, "outline_model", counted)
+    towers._of_open_clip.cache_clear()
+    config = OpenClipConfig(model=map_model[0], checkpoint=str(map_model[1]))
+    assert config.outline() == config.with_extract(ExtractConfig(hook_block=0)).outline()
+    config.build({})
+    assert n_outlined == 1
 
 
 def test_bfloat16_stays_near_float32(map_model: tuple[str, Path]) -> None:
