@@ -10,7 +10,13 @@ from typing import Any
 from patchsae.pipeline.backbones.backbone import Outline
 from patchsae.pipeline.backbones.checkpoints.convert import to_open_clip
 from patchsae.pipeline.backbones.checkpoints.fit import check_fit, fits_exactly, similar
-from patchsae.pipeline.backbones.checkpoints.read import State, is_big_vision, is_openai, read_header
+from patchsae.pipeline.backbones.checkpoints.read import (
+    State,
+    check_arrays,
+    is_big_vision,
+    is_openai,
+    read_header,
+)
 from patchsae.pipeline.backbones.towers.make import outline_model
 from patchsae.pipeline.backbones.towers.shapes import Shapes, is_plain, plain_shapes, shapes_of
 from patchsae.pipeline.core.open_clip_data import model_config, model_names
@@ -30,9 +36,11 @@ def header(path: Path, fingerprint: str) -> State:
 def check_checkpoint(path: Path, fingerprint: str, model: str, outline: Outline, where: str) -> None:
     """Raises UserError, naming `where`, if the file cannot be read, or is not of the model of that name.
 
-    NumPy files of SigLIP and Apple's of MobileCLIP are not looked at: open_clip translates them as it loads.
+    Shapes in NumPy files of SigLIP and in Apple's of MobileCLIP are not looked at: open_clip translates them as it
+    loads.
     """
     if is_big_vision(path):
+        check_arrays(path, where)
         return
     found = header(path, fingerprint)
     if any(name.startswith(_MOBILE_CLIP) for name in found):

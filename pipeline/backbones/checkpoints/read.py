@@ -16,11 +16,14 @@ from torch import Tensor
 
 from patchsae.pipeline.backbones.checkpoints import torchscript
 from patchsae.pipeline.core.tensors import BROKEN, check_archive, check_dense, why_unreadable
+from patchsae.pipeline.core.text import first_line
 from patchsae.storage.errors import UserError
 
 State = dict[str, Tensor]
 
 _ARRAYS = (".npz", ".npy")
+# How the names of the image tower begin in Google's files of SigLIP.
+_SIGLIP = ("params/img/", "img/")
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -43,6 +46,22 @@ def file_fingerprint(path: Path) -> str:
 def is_big_vision(path: Path) -> bool:
     """Whether it is a NumPy file, in which Google publishes SigLIP. open_clip reads it into a model itself."""
     return path.suffix in _ARRAYS
+
+
+def check_arrays(path: Path, where: str) -> None:
+    """Raises UserError, naming `where`, unless a NumPy file is a whole archive that holds arrays of a SigLIP."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(
+            f"{where}: cannot be read as an archive of arrays ({first_line(error)}); get the file again."
+        ) from error
+    if not any(name.startswith(_SIGLIP) for name in names):
+        raise UserError(
+            f"{where}: has no array whose name begins with `{_SIGLIP[0]}` or `{_SIGLIP[1]}`, as Google's SigLIP has; "
+            "save the model's state_dict() with torch or safetensors."
+        )
 
 
 def read_header(path: Path) -> State:

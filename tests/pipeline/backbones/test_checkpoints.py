@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -199,6 +200,27 @@ def test_a_file_that_is_not_read_is_one_sentence_without_advice_to_execute_it(
     with pytest.raises(UserError, match=rf"cannot be read as a state dict \(({why})\); save") as caught:
         OpenClipConfig(model=tiny_model, checkpoint=str(path)).outline()
     assert str(caught.value).isprintable()
+
+
+def test_a_numpy_file_is_refused_before_a_run_if_it_is_broken_or_no_siglip(
+    tmp_path: Path, tiny_model: str
+) -> None:
+    path = tmp_path / "siglip.npz"
+    config = OpenClipConfig(model=tiny_model, checkpoint=str(path))
+    for name in ("img/embedding/kernel", "params/img/embedding/kernel"):
+        np.savez(path, **{name: np.zeros(9)})
+        config.outline()
+    whole = path.read_bytes()
+    for data in (whole[:-30], b"", b"hello there"):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=r"siglip\.npz: cannot be read as an archive of arrays \(.*; get"):
+            config.outline()
+    np.savez(path, weights=np.zeros(9))
+    for refuse in (OpenClipConfig.outline, lambda config: config.build({})):
+        with pytest.raises(
+            UserError, match=r"siglip\.npz: has no array whose name begins with `params/img/`"
+        ):
+            refuse(config)
 
 
 def test_a_checkpoint_trained_with_another_activation_is_refused(
