@@ -68,7 +68,9 @@ def table(found: Mapping[Point, Measured], n_latents: int) -> Measurements:
         mean, deviation = spread(values)
         rows[name] = Measurement(value=mean, target=None, unit=unit)
         if len(values) > 1:
-            rows[f"{name}, spread of {len(values)} seeds"] = Measurement(value=deviation, target=None, unit=unit)
+            rows[f"{name}, spread of {len(values)} seeds"] = Measurement(
+                value=deviation, target=None, unit=unit
+            )
         return mean
 
     fvu: dict[tuple[str, str, str, str, int], float] = {}

@@ -11,11 +11,15 @@ same path and runs `torchrun ARGUMENTS --nproc-per-node N -m patchsae.pipeline.t
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import math
 import os
 import shlex
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,6 +36,9 @@ from patchsae.storage.locks import lock
 _JOB = "torchrun-job.json"
 FAILURES = "torchrun-failures.json"
 EVERY = "every"
+_LOG = logging.getLogger("patchsae")
+_LOOK_SECONDS = 5.0
+_SECONDS_BETWEEN_LINES = 300.0
 
 
 def launch(
@@ -66,7 +73,7 @@ def launch(
             # On SIGTERM, torchrun sends SIGTERM to its ranks, which end after their step with a checkpoint.
             # It kills those that have not ended after 30 s.
             with deferred_signals(process.terminate):
-                code = process.wait()
+                code = _wait(process, outs[0], runtime.address or "train")
         finally:
             process.kill()
     failures: dict[str, str] = {}
@@ -80,3 +87,19 @@ def launch(
             "kept, so running again goes on from there."
         )
     return {int(i): UserError(message) for i, message in failures.items()}
+
+
+def _wait(process: subprocess.Popen[bytes], out: Builder, address: str) -> int:
+    """The exit status of the process when it ends.
+
+    The ranks show bars, but their log is not that of the run. So the newest checkpoint is said here, at most every
+    5 minutes.
+    """
+    said, said_at = None, -math.inf
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(_LOOK_SECONDS)
+        step = out.checkpoints.latest_step()
+        if step != said and time.monotonic() - said_at > _SECONDS_BETWEEN_LINES:
+            said, said_at = step, time.monotonic()
+            _LOG.info("%s: there is a checkpoint of step %s", address, f"{step:,}")

@@ -5,7 +5,10 @@ Over many steps the difference grows. What agrees then is how good the SAE is.
 
 from __future__ import annotations
 
+import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from patchsae.pipeline.core.resources import Resources
 from patchsae.pipeline.core.stage import Runtime
 from patchsae.pipeline.saes.quality import evaluate
 from patchsae.pipeline.saes.sae import load_sae
-from patchsae.pipeline.training import train
+from patchsae.pipeline.training import torchrun, train
 from patchsae.pipeline.training.job import Job
 from patchsae.pipeline.training.process_group import ALONE, ProcessGroup, Ranks
 from patchsae.storage.artifacts import Artifact, Builder
@@ -155,3 +158,15 @@ def test_what_ranks_cannot_do_is_said(store: Store) -> None:
         run(store, train.STAGE, config_of(mix="images", batch_size=5), inputs, Runtime(processes=4))
     with pytest.raises(UserError, match=r"no longer a number after step \d+; set a lower lr"):
         run(store, train.STAGE, config_of(lr=1e30, lr_warmup_steps=0), inputs, Runtime(processes=2))
+
+
+def test_how_far_the_ranks_are_is_in_the_log_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torchrun, "_LOOK_SECONDS", 0.01)
+    out = Builder(Artifact("train", "0" * 64, tmp_path))
+    out.checkpoints.save(1200, {}, {})
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5); raise SystemExit(3)"])
+    with caplog.at_level(logging.INFO, "patchsae"):
+        assert torchrun._wait(process, out, "train/relu") == 3
+    assert caplog.messages == ["train/relu: there is a checkpoint of step 1,200"]
