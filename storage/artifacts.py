@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -151,14 +151,16 @@ class Artifact:
                 return f"{self.path / output.path}: missing or truncated (expected {output.bytes:,} bytes)"
         return None
 
-    def damaged_files(self, on_file: Callable[[], object] = lambda: None) -> list[str]:
+    def damaged_files(
+        self, on_file: Callable[[], object] = lambda: None, among: Sequence[str] | None = None
+    ) -> list[str]:
         """The paths, relative to the artifact, of all outputs and ledger entries that do not match their digest.
 
-        Reads every file. `on_file` is called after each output.
+        Reads every file, or of the outputs only those that `among` names. `on_file` is called after each output.
         """
         damaged = [path.relative_to(self.path).as_posix() for path in self.ledger.damaged()]
         for output in self.manifest.outputs:
-            if not output.is_sound(self.path):
+            if (among is None or output.path in among) and not output.is_sound(self.path):
                 damaged.append(output.path)
             on_file()
         return damaged

@@ -8,9 +8,9 @@ from typing import Any
 from patchsae.flows.cli.text import table
 from patchsae.pipeline.core.machine import Machine
 from patchsae.pipeline.core.text import count, duration, size
+from patchsae.pipeline.experiment.damage import Dropped
 from patchsae.pipeline.experiment.forecast import seconds_of, total
 from patchsae.pipeline.experiment.request import Work, causes, display_state
-from patchsae.pipeline.experiment.upkeep import Dropped
 
 
 def plan_rows(work: Work, machine: Machine) -> list[dict[str, Any]]:

@@ -26,8 +26,8 @@ def verify(
     """
     from patchsae.flows.cli.bars import reporter
     from patchsae.flows.cli.show import dropped_text
-    from patchsae.pipeline.experiment.upkeep import drop_damaged
-    from patchsae.pipeline.experiment.upkeep import verify as find_damaged
+    from patchsae.pipeline.experiment.damage import drop_damaged
+    from patchsae.pipeline.experiment.damage import verify as find_damaged
     from patchsae.storage.store import Store
 
     opened = Store(store)
@@ -71,7 +71,7 @@ def gc(
     from patchsae.flows.cli.bars import reporter
     from patchsae.flows.cli.text import table
     from patchsae.pipeline.core.text import count, size
-    from patchsae.pipeline.experiment.upkeep import Unneeded, delete_unneeded, unfinished, unneeded
+    from patchsae.pipeline.experiment.unneeded import Unneeded, delete_unneeded, unfinished, unneeded
     from patchsae.storage.store import Store
 
     opened = Store(store)

@@ -98,11 +98,11 @@ class Planner:
     def __post_init__(self) -> None:
         self._earlier = Earlier(self.store, self.experiment)
 
-    def plan(self, nodes: Sequence[Node]) -> dict[str, Planned]:
+    def plan(self, nodes: Sequence[Node], explain: bool = True) -> dict[str, Planned]:
         """Plans nodes, which must come after their inputs: address -> plan. Runs nothing."""
         planned: dict[str, Planned] = {}
         for node in nodes:
-            planned[node.address] = self.node(node, planned)
+            planned[node.address] = self.node(node, planned, explain)
         return planned
 
     def node(self, node: Node, before: Mapping[str, Planned], explain: bool = True) -> Planned:

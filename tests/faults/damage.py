@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from patchsae.pipeline.core.progress import Reporter
-from patchsae.pipeline.experiment.upkeep import verify
+from patchsae.pipeline.experiment.damage import verify
 from patchsae.storage.store import Store
 from tests.faults.world import BLESSED, SILENT, Tally, World, catching, look, mend
 

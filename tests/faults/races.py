@@ -19,10 +19,10 @@ import numpy as np
 from patchsae.pipeline.core import execute
 from patchsae.pipeline.core.progress import Reporter
 from patchsae.pipeline.core.stage import Runtime
+from patchsae.pipeline.experiment.damage import drop_damaged, verify
 from patchsae.pipeline.experiment.experiment import load
 from patchsae.pipeline.experiment.request import work_on
 from patchsae.pipeline.experiment.run import run
-from patchsae.pipeline.experiment.upkeep import drop_damaged, verify
 from patchsae.storage.artifacts import Artifact, Builder
 from patchsae.storage.errors import UserError
 from patchsae.storage.store import Store

@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 from patchsae.flows.cli.app import app
 from patchsae.pipeline.core.progress import Reporter
 from patchsae.pipeline.core.stage import Runtime
+from patchsae.pipeline.experiment.damage import verify
 from patchsae.pipeline.experiment.experiment import Experiment, load
 from patchsae.pipeline.experiment.request import work_on
 from patchsae.pipeline.experiment.run import run
-from patchsae.pipeline.experiment.upkeep import verify
 from patchsae.storage import activations
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.errors import StoreWarning, UserError

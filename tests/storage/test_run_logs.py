@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 from patchsae.pipeline.core.progress import Reporter
-from patchsae.pipeline.experiment.upkeep import delete_unneeded, unneeded, verify
+from patchsae.pipeline.experiment.damage import verify
+from patchsae.pipeline.experiment.unneeded import delete_unneeded, unneeded
 from patchsae.pipeline.results.status import status_rows
 from patchsae.storage.run_logs import KEPT
 from patchsae.storage.store import Store

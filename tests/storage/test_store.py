@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from patchsae.pipeline.experiment.upkeep import delete_unneeded, unneeded
+from patchsae.pipeline.experiment.unneeded import delete_unneeded, unneeded
 from patchsae.storage import atomic, files
 from patchsae.storage.artifacts import Artifact, Builder
 from patchsae.storage.atomic import exchange, explaining_full_disk, write_atomic

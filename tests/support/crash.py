@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 
 from patchsae.pipeline.core.progress import Reporter
 from patchsae.pipeline.core.stage import Runtime
+from patchsae.pipeline.experiment.damage import drop_damaged, verify
 from patchsae.pipeline.experiment.experiment import parse
 from patchsae.pipeline.experiment.request import work_on
 from patchsae.pipeline.experiment.run import run
-from patchsae.pipeline.experiment.upkeep import delete_unneeded, drop_damaged, verify
+from patchsae.pipeline.experiment.unneeded import delete_unneeded
 from patchsae.pipeline.saes.sae import CONFIG, WEIGHTS, Sae
 from patchsae.storage import activations
 from patchsae.storage.store import Store

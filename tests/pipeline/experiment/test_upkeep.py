@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,21 +11,17 @@ import pytest
 from patchsae.pipeline.core.progress import Reporter
 from patchsae.pipeline.core.stage import PartStage, Runtime
 from patchsae.pipeline.experiment import forecast
+from patchsae.pipeline.experiment.damage import drop_damaged, verify
 from patchsae.pipeline.experiment.experiment import Experiment, parse
 from patchsae.pipeline.experiment.forecast import check_space
 from patchsae.pipeline.experiment.request import work_on
 from patchsae.pipeline.experiment.run import groups, run
-from patchsae.pipeline.experiment.upkeep import (
-    delete_unneeded,
-    drop_damaged,
-    unfinished,
-    unneeded,
-    verify,
-)
+from patchsae.pipeline.experiment.unneeded import delete_unneeded, unfinished, unneeded
 from patchsae.pipeline.saes.sae import WEIGHTS
 from patchsae.storage import activations
 from patchsae.storage.artifacts import Artifact, Builder
 from patchsae.storage.errors import UserError
+from patchsae.storage.files import FileRecord
 from patchsae.storage.store import Store
 
 TEXT = """
@@ -145,6 +142,23 @@ def test_what_a_process_reads_is_left_alone(store: Store, done: dict[str, Artifa
     [(left, why)] = [(a, why) for a, why in dropped.left.items() if a.stage == "train"]
     assert left.key == done["train/one"].key and "reads it" in why and not dropped.damaged
     assert done["train/one"].is_committed
+
+
+def test_the_sound_files_of_a_damaged_artifact_are_read_once(
+    store: Store, done: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact, n_read, is_sound = done["train/one"], Counter[str](), FileRecord.is_sound
+
+    def counted(record: FileRecord, root: Path) -> bool:
+        n_read.update([record.path] if root == artifact.path else [])
+        return is_sound(record, root)
+
+    monkeypatch.setattr(FileRecord, "is_sound", counted)
+    outputs = {output.path for output in artifact.manifest.outputs}
+    flip(artifact.path / WEIGHTS)
+    assert artifact in drop_damaged(store, verify(store, Reporter())).damaged
+    assert len(outputs) > 1 and n_read.keys() == outputs
+    assert {path for path, n in n_read.items() if n > 1} == {WEIGHTS}
 
 
 @pytest.mark.parametrize("damaged", ["sae.safetensors", "manifest.json"])

@@ -11,10 +11,10 @@ from PIL import Image
 from patchsae.pipeline.core.progress import Reporter
 from patchsae.pipeline.core.stage import Runtime
 from patchsae.pipeline.experiment import earlier
+from patchsae.pipeline.experiment.damage import drop_damaged, verify
 from patchsae.pipeline.experiment.experiment import Experiment, parse
 from patchsae.pipeline.experiment.request import display_state, work_on
 from patchsae.pipeline.experiment.run import run
-from patchsae.pipeline.experiment.upkeep import drop_damaged, verify
 from patchsae.storage.store import Store
 from tests.pipeline.experiment.test_upkeep import flip
 
