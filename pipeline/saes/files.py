@@ -6,20 +6,18 @@ The stage `import` (`pipeline.saes.import_`) and the command line use it.
 from __future__ import annotations
 
 import io
-import json
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from patchsae.pipeline.core.text import nearest
 from patchsae.pipeline.saes.formats import dictionary_learning, reference, sae_lens, saev
 from patchsae.pipeline.saes.formats.checked import check, missing, read_safetensors, read_state
-from patchsae.pipeline.saes.sae import CONFIG, WEIGHTS, Sae, sae_from_tensors
+from patchsae.pipeline.saes.sae import WEIGHTS, Sae, sae_files, sae_from_tensors
 from patchsae.storage.errors import UserError
 from patchsae.storage.keys import digest_file, digest_json
 
@@ -53,17 +51,8 @@ def _load_ours(folder: Path) -> Sae:
     return sae_from_tensors(tensors, str(path))
 
 
-def _ours(sae: Sae) -> dict[str, bytes]:
-    described = {"width": sae.width, "n_latents": sae.n_latents, "activation": sae.activation}
-    tensors = {name: tensor.contiguous() for name, tensor in sae.tensors().items()}
-    return {
-        WEIGHTS: save(tensors),
-        CONFIG: json.dumps(described, indent=1, sort_keys=True).encode(),
-    }
-
-
 FORMATS = {
-    "patchsae": Format((WEIGHTS,), load=_load_ours, save_files=_ours),
+    "patchsae": Format((WEIGHTS,), load=_load_ours, save_files=lambda sae: sae_files(sae, {})),
     "saelens": Format(
         (sae_lens.CONFIG, sae_lens.WEIGHTS), load=sae_lens.load, save_files=sae_lens.save_files
     ),

@@ -116,11 +116,19 @@ class Sae:
         return replace(self, b_enc=self.b_enc / scale, b_dec=self.b_dec / scale, threshold=threshold)
 
 
-def save_sae(out: Builder, sae: Sae, config: dict[str, object]) -> None:
-    """Writes `sae.safetensors` and `config.json`, the two files that other tools load."""
+def sae_files(sae: Sae, config: Mapping[str, object]) -> dict[str, bytes]:
+    """Name -> content of `sae.safetensors` and `config.json`, the two files that other tools load."""
     described = {**config, "width": sae.width, "n_latents": sae.n_latents, "activation": sae.activation}
-    out.write(WEIGHTS, save({name: tensor.contiguous() for name, tensor in sae.tensors().items()}))
-    out.write(CONFIG, json.dumps(described, indent=1, sort_keys=True).encode())
+    return {
+        WEIGHTS: save({name: tensor.contiguous() for name, tensor in sae.tensors().items()}),
+        CONFIG: json.dumps(described, indent=1, sort_keys=True).encode(),
+    }
+
+
+def save_sae(out: Builder, sae: Sae, config: Mapping[str, object]) -> None:
+    """Writes the files of an SAE into an artifact."""
+    for name, data in sae_files(sae, config).items():
+        out.write(name, data)
 
 
 def load_sae(artifact: Artifact, device: str = "cpu") -> Sae:

@@ -7,7 +7,6 @@ Shapes: d channels, S latents.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +19,7 @@ from torch import Tensor
 from patchsae.pipeline.core.tensors import BROKEN, check_archive, check_dense
 from patchsae.pipeline.saes.sae import Sae
 from patchsae.storage.errors import UserError
+from patchsae.storage.keys import parse_json
 
 _LARGEST = 10**9 - 1
 """The largest whole number of a setting; torch has none of over 64 bits."""
@@ -38,14 +38,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path}: holds no mapping of settings; get the file again.")
     return found
-
-
-def parse_json(text: bytes) -> Any:
-    """What a JSON text holds. Raises ValueError if it is not valid or too deeply nested."""
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -23,12 +23,12 @@ from patchsae.pipeline.saes.formats.checked import (
     check,
     integer,
     missing,
-    parse_json,
     plain_activation,
     read_state,
 )
 from patchsae.pipeline.saes.sae import Sae, sae_from_tensors
 from patchsae.storage.errors import UserError
+from patchsae.storage.keys import parse_json
 
 FILE = "sae.pt"
 _LAYOUT = {"W_enc": "dS", "b_enc": "S", "W_dec": "Sd", "b_dec": "d"}
