@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from patchsae.pipeline.core.config import Config
+from patchsae.pipeline.core.machine import fastest_device
 from patchsae.pipeline.core.prediction import Prediction, Source, Upstreams
 from patchsae.pipeline.core.progress import AddressedReporter, Reporter
 from patchsae.pipeline.core.resources import Resources
@@ -106,7 +107,7 @@ class Runtime(Resources):
         them, so it gets one decoding process per two cores. On a CPU one decoding thread is fast enough.
         """
         given = {one.name: getattr(resources, one.name) for one in fields(Resources)}
-        device = given["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = given["device"] or fastest_device()
         workers = given["workers"]
         if workers is None:
             workers = 0 if device == "cpu" else max(1, (os.cpu_count() or 2) // 2)
