@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 from patchsae.pipeline.core.machine import Probe
 from patchsae.pipeline.core.prediction import Source
+from patchsae.pipeline.core.prefetch import thread_pool
 from patchsae.pipeline.images.dataset import Dataset, DatasetConfig, Record
 from patchsae.storage.keys import digest_bytes
 
@@ -30,7 +30,7 @@ def _measure(config: DatasetConfig, decode: bool) -> float:
     chosen = records[:: max(1, len(records) // _IMAGES)][:_IMAGES]
     workers = os.cpu_count() or 1
     started, n = time.perf_counter(), 0
-    with ThreadPoolExecutor(workers) as pool:
+    with thread_pool(workers, "speed") as pool:
         for start in range(0, len(chosen), workers):
             few = chosen[start : start + workers]
             n += len(list(pool.map(lambda record: _read(dataset, record, decode), few)))
