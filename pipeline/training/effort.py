@@ -38,6 +38,11 @@ def expected_l0(config: TrainedSaeConfig, n_latents: int) -> float:
     """About how many latents of the trained SAE are on per token."""
     if config.fresh_density and n_dense_steps(config) == config.n_steps:
         return config.fresh_density * n_latents
+    return _l0_of_few(config, n_latents)
+
+
+def _l0_of_few(config: TrainedSaeConfig, n_latents: int) -> int:
+    """About how many latents are on per token once that are few."""
     return min(getattr(config, "k", _L0), n_latents)
 
 
@@ -48,7 +53,7 @@ def step_amounts(
 
     In a sparse step one dense product finds the latents, and the rest follows those that are on.
     """
-    l0 = min(getattr(config, "k", _L0), n_latents)
+    l0 = _l0_of_few(config, n_latents)
     n_dense = n_dense_steps(config)
     n_products = config.n_steps + (_DENSE_PRODUCTS - 1) * n_dense
     dense = float(n_tokens) * width * n_latents

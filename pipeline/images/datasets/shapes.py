@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -16,7 +16,7 @@ from patchsae.pipeline.shapes.pairs import pair
 from patchsae.pipeline.shapes.shifts import Shift, shifted
 
 Label = Literal["shape", "colour", "texture", "background"]
-LABELS: tuple[Label, ...] = ("shape", "colour", "texture", "background")
+LABELS: tuple[Label, ...] = get_args(Label)
 N_BYTES = shapes_world.IMAGE_SIZE * shapes_world.IMAGE_SIZE * 3
 
 
