@@ -69,6 +69,11 @@ class EvaluatedImages:
                 within(n_done, len(order), "images")
 
 
+def n_latents_of(inputs: Inputs) -> int:
+    """The number of latents of the SAE that is evaluated."""
+    return int(inputs["sae"].manifest.summary["n_latents"] or 0)
+
+
 def choose_encoder(inputs: Inputs, out: Builder, device: str) -> None:
     """Chooses how latents are computed and shares the choice with all parts.
 
@@ -77,9 +82,8 @@ def choose_encoder(inputs: Inputs, out: Builder, device: str) -> None:
     """
     if out.scratch.shared(_ENCODER) is None:
         out.start_over()
-        n_latents = int(inputs["sae"].manifest.summary["n_latents"] or 0)
         width = Activations(inputs["activations"]).width
-        choice = EncoderChoice.for_device(device, width, n_latents)
+        choice = EncoderChoice.for_device(device, width, n_latents_of(inputs))
         out.scratch.share(_ENCODER, {}, asdict(choice))
 
 

@@ -79,37 +79,30 @@ class Dag:
         config = extract.ExtractStageConfig(
             dataset=self.datasets[dataset], backbone=built_from, extract=built_from.extract
         )
-        inputs = self._images_and_weights(dataset, backbone)
+        inputs = {"images": self.index(dataset), **self._weights(backbone)}
         source = ("backbones", backbone, "extract")
         name = f"{dataset}-{backbone}"
         return self._add(Node(extract.STAGE, name, config, inputs, Names(dataset, backbone), source))
 
-    def classifier(self, dataset: str, backbone: str, prompts: Prompts) -> str:
-        """The address of the zero-shot classifier of a dataset's classes, one per setting of the prompts."""
-        config = classifier.ClassifierConfig.of(prompts, self.datasets[dataset], self.backbone(backbone))
-        inputs = self._images_and_weights(dataset, backbone)
-        name = f"{dataset}-{backbone}-{prompts.label()}"
-        return self._add(Node(classifier.STAGE, name, config, inputs, Names(dataset, backbone)))
+    def classifier(self, dataset: str, backbone: str, prompts: Prompts, attribute: str | None = None) -> str:
+        """The address of the zero-shot classifier of a dataset's classes, one per setting of the prompts.
 
-    def attribute_classifier(self, dataset: str, backbone: str, prompts: Prompts, attribute: str) -> str:
-        """The address of the zero-shot classifier of the values of one of a dataset's attributes."""
+        With `attribute` it is that of the values of this one of the dataset's attributes.
+        """
         config = classifier.ClassifierConfig.of(
             prompts, self.datasets[dataset], self.backbone(backbone), attribute
         )
-        inputs = {
-            "attributes": self.attributes(dataset),
-            "weights": self.weights(backbone),
-            **self.backbone(backbone).inputs(self),
-        }
-        name = f"{dataset}.{attribute}-{backbone}-{prompts.label()}"
+        if attribute is None:
+            named, of = {"images": self.index(dataset)}, dataset
+        else:
+            named, of = {"attributes": self.attributes(dataset)}, f"{dataset}.{attribute}"
+        inputs = {**named, **self._weights(backbone)}
+        name = f"{of}-{backbone}-{prompts.label()}"
         return self._add(Node(classifier.STAGE, name, config, inputs, Names(dataset, backbone)))
 
-    def _images_and_weights(self, dataset: str, backbone: str) -> dict[str, str]:
-        return {
-            "images": self.index(dataset),
-            "weights": self.weights(backbone),
-            **self.backbone(backbone).inputs(self),
-        }
+    def _weights(self, backbone: str) -> dict[str, str]:
+        """The inputs of a stage that loads a backbone."""
+        return {"weights": self.weights(backbone), **self.backbone(backbone).inputs(self)}
 
     def train(self, sae: str) -> str:
         config = self.sae(sae)

@@ -33,7 +33,12 @@ from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Upstre
 from patchsae.pipeline.core.progress import Bar
 from patchsae.pipeline.core.stage import Inputs, PartStage, Runtime, Stage, Within
 from patchsae.pipeline.core.text import nearest
-from patchsae.pipeline.evaluations.evaluated import EvaluatedImages, choose_encoder, open_encoder
+from patchsae.pipeline.evaluations.evaluated import (
+    EvaluatedImages,
+    choose_encoder,
+    n_latents_of,
+    open_encoder,
+)
 from patchsae.pipeline.evaluations.evaluation import EvaluationConfig, ImagesConfig, Wiring
 from patchsae.pipeline.evaluations.foreseen import foresee
 from patchsae.pipeline.evaluations.kinds.statistics import StatisticsConfig
@@ -170,10 +175,7 @@ class MaskingConfig(EvaluationConfig, ImagesConfig):
         dataset = self.dataset or selected_on
         backbone = wiring.sae(statistics.sae).backbone
         attributes = self._attributes(wiring.dataset(dataset))
-        read = {
-            _classifier(a): wiring.attribute_classifier(dataset, backbone, self.prompts, a)
-            for a in attributes
-        }
+        read = {_classifier(a): wiring.classifier(dataset, backbone, self.prompts, a) for a in attributes}
         return {
             "statistics": wiring.evaluate(self.statistics),
             "activations": wiring.extract(dataset, backbone),
@@ -225,15 +227,11 @@ class MaskingStageConfig(Config):
         return self.masking.rows_of(inputs["images"], self.masking.split)
 
 
-def _n_latents(inputs: Inputs) -> int:
-    return int(inputs["sae"].manifest.summary["n_latents"] or 0)
-
-
 def _prepare(config: MaskingStageConfig, inputs: Inputs, out: Builder, runtime: Runtime) -> int:
     _check_classes(config, inputs)
     choose_encoder(inputs, out, runtime.device)
     with runtime.reporter.bar("masking, rankings", len(config.rankings()), "rankings") as bar:
-        _write_rankings(config, inputs, out, _n_latents(inputs), bar)
+        _write_rankings(config, inputs, out, bar)
     return len(EvaluatedImages(inputs, config.rows(inputs), runtime.device).parts)
 
 
@@ -266,16 +264,14 @@ def _refuse_other_classes(
         )
 
 
-def _write_rankings(
-    config: MaskingStageConfig, inputs: Inputs, out: Builder, n_latents: int, bar: Bar
-) -> None:
+def _write_rankings(config: MaskingStageConfig, inputs: Inputs, out: Builder, bar: Bar) -> None:
     """Writes one array per ranking to scratch, which all parts read: [C, K] by class, else [1, K]."""
     masking, statistics = config.masking, inputs["statistics"]
+    n_latents, n_classes = n_latents_of(inputs), len(class_names_of(inputs["images"]))
     n_ranked = int(config.finite_ks(n_latents).max(initial=0))
     latents = statistics.scan("latents").select("n_tokens_above", "dead").collect()
     arrays = {}
     for i, (selection, seed) in enumerate(bar.over(config.rankings())):
-        n_classes = len(class_names_of(inputs["images"]))
         if selection == "class_selective":
             of_dataset = latents["n_tokens_above"].to_numpy()
             arrays[str(i)] = selective_ranking(
@@ -337,12 +333,12 @@ class _Worker:
 def _merge(
     config: MaskingStageConfig, inputs: Inputs, out: Builder, parts: Sequence[ScratchArrays], runtime: Runtime
 ) -> Summary:
-    n_latents = _n_latents(inputs)
+    n_latents = n_latents_of(inputs)
     class_names = class_names_of(inputs["images"])
     n_ks, n_readings = len(config.finite_ks(n_latents)), 1 + len(config.attributes)
     correct = Correct.zeros(len(config.rankings()), n_ks, n_readings, len(class_names))
     for arrays in parts:
-        correct.add(Correct(**{name: arrays[name] for name in vars(correct)}))
+        correct.merge(arrays)
     found = conditions(config, correct, n_latents)
     labels = labels_of(inputs["images"])[config.rows(inputs)]
     n_images = np.bincount(labels, minlength=len(class_names))

@@ -23,6 +23,7 @@ from patchsae.pipeline.evaluations.statistics.rankings import segments
 from patchsae.pipeline.saes.sae import Sae
 from patchsae.pipeline.saes.sparse.latents import DenseLatents, Latents, SparseLatents
 from patchsae.pipeline.saes.sparse.products import weighted_sums
+from patchsae.storage.scratch import ScratchArrays
 
 
 def sweep(latents: Latents, images: int, ranking: Tensor, ks: np.ndarray, W_dec: Tensor) -> Iterator[Tensor]:
@@ -100,9 +101,10 @@ class Correct:
     def arrays(self) -> dict[str, np.ndarray]:
         return vars(self)
 
-    def add(self, other: Correct) -> None:
+    def merge(self, arrays: ScratchArrays) -> None:
+        """Adds the counts of another part."""
         for name, values in vars(self).items():
-            values += getattr(other, name)
+            values += arrays[name]
 
 
 @torch.inference_mode()

@@ -9,7 +9,7 @@ Shapes: S latents, C classes, K ranked latents.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import polars as pl
@@ -32,11 +32,7 @@ def class_ranking(
 
     `within` is told of every class.
     """
-    ranking = np.empty((n_classes, n_ranked), np.int32)
-    for label, counts in _class_counts(statistics, n_latents, n_classes):
-        ranking[label] = by_count(counts, n_ranked)
-        within(label + 1, n_classes, "classes")
-    return ranking
+    return _by_class(statistics, n_latents, n_classes, n_ranked, lambda counts: counts, within)
 
 
 def selective_ranking(
@@ -53,10 +49,26 @@ def selective_ranking(
     class has of its tokens above a class's even share. `of_dataset` [S] are the a_D[s]. This is no ranking of the
     paper, whose top latents are in large part those that many classes share (spec 9.4).
     """
+
+    def score(counts: np.ndarray) -> np.ndarray:
+        share = np.divide(counts, of_dataset, out=np.zeros(n_latents), where=of_dataset > 0)
+        return counts * (share - 1 / n_classes)
+
+    return _by_class(statistics, n_latents, n_classes, n_ranked, score, within)
+
+
+def _by_class(
+    statistics: Artifact,
+    n_latents: int,
+    n_classes: int,
+    n_ranked: int,
+    score: Callable[[np.ndarray], np.ndarray],
+    within: Within,
+) -> np.ndarray:
+    """A ranking per class by the `score` of its tokens above tau, int64 [S] -> [S]: int32 [C, K]."""
     ranking = np.empty((n_classes, n_ranked), np.int32)
     for label, counts in _class_counts(statistics, n_latents, n_classes):
-        share = np.divide(counts, of_dataset, out=np.zeros(n_latents), where=of_dataset > 0)
-        ranking[label] = by_count(counts * (share - 1 / n_classes), n_ranked)
+        ranking[label] = by_count(score(counts), n_ranked)
         within(label + 1, n_classes, "classes")
     return ranking
 
