@@ -19,11 +19,11 @@ os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
 import open_clip
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from patchsae.pipeline.core.stage import Runtime
 from patchsae.storage.store import Store
 from tests.support import small_run
+from tests.support.checkpoints import save_weights
 
 TINY_MODEL = "patchsae-tiny"
 """32-pixel images, 16 patches, 3 blocks of width 32; registered with open_clip for the tests."""
@@ -40,8 +40,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_model: str) -
     """Random weights of the tiny model, as a safetensors file."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "tiny model.safetensors"
-    state = open_clip.create_model(tiny_model).state_dict()
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
+    save_weights(open_clip.create_model(tiny_model), path)
     return path
 
 

@@ -16,6 +16,7 @@ from patchsae.pipeline.core.machine import Machine, Probe
 from patchsae.storage.records import ExperimentRecord, RecordedNode
 from patchsae.storage.store import Store
 from tests.support import small_run
+from tests.support.command import patchsae, sentence
 
 ADDRESSES = [
     "index/digits",
@@ -28,19 +29,6 @@ ADDRESSES = [
     "frontier/frontier",
     "masking/masking",
 ]
-
-
-def patchsae(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def sentence(result: Result, exit_code: int = 2) -> str:
-    """The one line on standard error of a command that refused its input."""
-    assert result.exit_code == exit_code, result.output
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("patchsae: ") and lines[0].endswith((".", "?"))
-    return lines[0].removeprefix("patchsae: ")
 
 
 @pytest.fixture

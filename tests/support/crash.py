@@ -23,6 +23,7 @@ from patchsae.pipeline.experiment.unneeded import delete_unneeded
 from patchsae.pipeline.saes.sae import CONFIG, WEIGHTS, Sae
 from patchsae.storage import activations
 from patchsae.storage.store import Store
+from tests.support.checkpoints import save_weights
 from tests.support.small_run import MODELS
 from tests.support.writes import die_before
 
@@ -55,8 +56,7 @@ def experiment_text(checkpoint: Path) -> str:
 def write_files(checkpoint: Path) -> None:
     """Random weights of the tiny model, and an SAE for its activations, in files."""
     torch.manual_seed(0)
-    state = open_clip.create_model("patchsae-tiny").state_dict()
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, checkpoint)
+    save_weights(open_clip.create_model("patchsae-tiny"), checkpoint)
     W = torch.randn(32, 48) / 6
     sae = Sae(W, torch.zeros(48), W.T.contiguous(), torch.zeros(32))
     folder = checkpoint.with_name("an sae")

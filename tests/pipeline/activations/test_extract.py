@@ -23,7 +23,7 @@ from patchsae.storage.artifacts import Artifact
 from patchsae.storage.errors import UserError
 from patchsae.storage.keys import digest_bytes
 from patchsae.storage.store import Store
-from tests.support.nodes import plan, run_node
+from tests.support.nodes import plan, run_all, run_node
 
 
 def nodes_of(dataset: DatasetConfig, backbone: BackboneConfig) -> list[Node]:
@@ -35,11 +35,8 @@ def nodes_of(dataset: DatasetConfig, backbone: BackboneConfig) -> list[Node]:
     ]
 
 
-def run_all(store: Store, runtime: Runtime, nodes: list[Node]) -> Artifact:
-    for node in nodes:
-        planned = plan(store, nodes)
-        artifact = run_node(store, planned[node.address], planned, runtime)
-    return artifact
+def extracted(store: Store, runtime: Runtime, nodes: list[Node]) -> Artifact:
+    return run_all(store, nodes, runtime)["extract/data-clip"]
 
 
 @pytest.fixture
@@ -55,7 +52,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_row_i_is_image_i_through_the_head(store: Store, runtime: Runtime, backbone: OpenClipConfig) -> None:
     dataset = DigitsConfig(n_images=100)
     nodes = nodes_of(dataset, backbone)
-    artifact = run_all(store, runtime, nodes)
+    artifact = extracted(store, runtime, nodes)
     activations = Activations(artifact)
     assert (activations.n_images, activations.tokens_per_image, activations.width) == (100, 17, 32)
     assert activations.attributes["hook_block"] == 1
@@ -80,7 +77,7 @@ def test_workers_and_batch_change_no_byte(
         replace(runtime, workers=1, batch_images=64),
     ]
     outputs = [
-        run_all(Store(tmp_path / f"store {i}"), setting, nodes).manifest.outputs
+        extracted(Store(tmp_path / f"store {i}"), setting, nodes).manifest.outputs
         for i, setting in enumerate(settings)
     ]
     assert outputs[0] == outputs[1] == outputs[2]
@@ -90,7 +87,7 @@ def test_resumes_at_the_missing_shards(
     store: Store, runtime: Runtime, backbone: OpenClipConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nodes = nodes_of(DigitsConfig(n_images=100), backbone)
-    whole = run_all(Store(tmp_path / "other"), runtime, nodes).manifest.outputs
+    whole = extracted(Store(tmp_path / "other"), runtime, nodes).manifest.outputs
     n_forward = 0
     plain = extract.to_stored
 
@@ -103,12 +100,12 @@ def test_resumes_at_the_missing_shards(
 
     monkeypatch.setattr(extract, "to_stored", stop_at_ninth)
     with pytest.raises(KeyboardInterrupt):
-        run_all(store, runtime, nodes)
+        extracted(store, runtime, nodes)
     planned = plan(store, nodes)["extract/data-clip"]
     assert planned.state == "resume"
     n_done = planned.key and store.at("extract", planned.key).ledger.n_done()
     n_forward = -1000
-    artifact = run_all(store, runtime, nodes)
+    artifact = extracted(store, runtime, nodes)
     assert n_done
     assert n_forward + 1000 == len(whole) - 1 - n_done
     assert artifact.manifest.outputs == whole
@@ -118,7 +115,7 @@ def test_a_truncated_shard_is_computed_again_and_nothing_else(
     store: Store, runtime: Runtime, backbone: OpenClipConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nodes = nodes_of(DigitsConfig(n_images=100), backbone)
-    artifact = run_all(store, runtime, nodes)
+    artifact = extracted(store, runtime, nodes)
     shard = artifact.path / "activations.zarr" / "c" / "3" / "0" / "0"
     shard.write_bytes(shard.read_bytes()[:100])
     planned = plan(store, nodes)["extract/data-clip"]
@@ -131,7 +128,7 @@ def test_a_truncated_shard_is_computed_again_and_nothing_else(
         "write_shards",
         lambda out, writer, parts, batches: written.extend(parts) or plain(out, writer, parts, batches),
     )
-    assert run_all(store, runtime, nodes).manifest.outputs == artifact.manifest.outputs
+    assert extracted(store, runtime, nodes).manifest.outputs == artifact.manifest.outputs
     assert written == [3]
 
 
@@ -143,9 +140,7 @@ def test_an_image_that_changed_since_the_index_is_refused(
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (9, 9), i).save(path)
     nodes = nodes_of(ImageFolderConfig(root=str(tmp_path / "a folder")), backbone)
-    for node in nodes[:2]:
-        planned = plan(store, nodes)
-        run_node(store, planned[node.address], planned, runtime)
+    run_all(store, nodes[:2], runtime)
     planned = plan(store, nodes)
     Image.new("L", (9, 9), 77).save(path)
     with pytest.raises(UserError, match=r"thing/3\.png: is not the image that was indexed.*--rerun index`\."):

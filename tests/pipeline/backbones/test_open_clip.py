@@ -18,13 +18,12 @@ from patchsae.pipeline.core.stage import Runtime
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.errors import UserError
 from patchsae.storage.store import Store
-from tests.support.nodes import plan, run_node
+from tests.support.checkpoints import save_weights
+from tests.support.nodes import run_all
 
 
 def run_weights(store: Store, runtime: Runtime, config: OpenClipConfig) -> Artifact:
-    node = Node(weights.STAGE, "clip", config, {})
-    planned = plan(store, [node])
-    return run_node(store, planned[node.address], planned, runtime)
+    return run_all(store, [Node(weights.STAGE, "clip", config, {})], runtime)["weights/clip"]
 
 
 def test_unknown_names_have_near_matches() -> None:
@@ -81,7 +80,7 @@ def test_hook_out_of_range(tiny_model: str, tiny_checkpoint: Path, block: int) -
 
 def test_only_open_clip_vits_can_be_cut(tmp_path: Path) -> None:
     path = tmp_path / "resnet.safetensors"
-    save_file({k: v.contiguous() for k, v in open_clip.create_model("RN50").state_dict().items()}, path)
+    save_weights(open_clip.create_model("RN50"), path)
     with pytest.raises(UserError, match="ModifiedResNet"):
         OpenClipConfig(model="RN50", checkpoint=str(path)).build({})
 

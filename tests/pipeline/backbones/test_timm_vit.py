@@ -10,7 +10,6 @@ import open_clip
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
 from patchsae.pipeline.backbones.backbone import ExtractConfig
@@ -25,6 +24,7 @@ from patchsae.pipeline.experiment.run import run
 from patchsae.storage.errors import UserError
 from patchsae.storage.store import Store
 from patchsae.storage.tokens import TokenLayout
+from tests.support.checkpoints import save_weights
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 
@@ -55,9 +55,7 @@ def map_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     open_clip.add_model_config(folder)
     torch.manual_seed(0)
     path = folder / "map.safetensors"
-    save_file(
-        {name: tensor.contiguous() for name, tensor in make_model(described).state_dict().items()}, path
-    )
+    save_weights(make_model(described), path)
     return "patchsae-tiny-map", path
 
 

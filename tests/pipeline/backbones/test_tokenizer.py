@@ -11,13 +11,13 @@ import open_clip
 import pytest
 import torch
 from huggingface_hub import constants
-from safetensors.torch import save_file
 
 from patchsae.pipeline.backbones.models.open_clip import OpenClipConfig
 from patchsae.pipeline.backbones.towers.make import make_model
 from patchsae.pipeline.core.hub import from_hub
 from patchsae.pipeline.core.open_clip_data import model_config
 from patchsae.storage.errors import UserError
+from tests.support.checkpoints import save_weights
 
 
 @pytest.fixture
@@ -88,8 +88,7 @@ def test_a_tokenizer_comes_from_its_folder(tiny_model: str, tmp_path: Path) -> N
     open_clip.add_model_config(tmp_path / "models")
     checkpoint, folder = tmp_path / "words.safetensors", tmp_path / "tokenizer"
     torch.manual_seed(0)
-    state = make_model(described).state_dict()
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, checkpoint)
+    save_weights(make_model(described), checkpoint)
     config = OpenClipConfig(model="patchsae-tiny-words", checkpoint=str(checkpoint), tokenizer=str(folder))
     with pytest.raises(
         UserError, match=r"has no tokenizer_config.json; .*all files of the tokenizer `nobody/words`"

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from PIL import ExifTags, Image
+from PIL import Image
 
 from patchsae.pipeline.core.stage import Runtime
 from patchsae.pipeline.experiment.experiment import parse
 from patchsae.pipeline.experiment.request import Work, work_on
 from patchsae.pipeline.experiment.run import run
 from patchsae.storage.store import Store
+from tests.support.photos import exif_of
 
 YAML = """
 name: photos
@@ -43,10 +44,8 @@ def test_plain_images_keep_all_that_was_made_from_them(store: Store, folder: Pat
 
 
 def test_turned_and_transparent_images_are_named_as_the_reason(store: Store, folder: Path) -> None:
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 3
     for i in (1, 2, 3):
-        Image.new("RGB", (8, 9), (i, 50, 0)).save(folder / "a" / f"{i}.png", exif=exif.tobytes())
+        Image.new("RGB", (8, 9), (i, 50, 0)).save(folder / "a" / f"{i}.png", exif=exif_of(3))
     Image.new("RGBA", (8, 9), (4, 50, 0, 9)).save(folder / "a" / "4.png")
     run(work(store, folder, AS_BEFORE), Runtime())
     run(work_on(store, work(store, folder).experiment, only=["index"]), Runtime())

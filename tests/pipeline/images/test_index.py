@@ -22,13 +22,12 @@ from patchsae.pipeline.shapes import world
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.errors import UserError
 from patchsae.storage.store import Store
-from tests.support.nodes import plan, run_node
+from tests.support.nodes import run_all
+from tests.support.photos import exif_of
 
 
 def build_index(store: Store, runtime: Runtime, config: DatasetConfig) -> Artifact:
-    node = Node(index.STAGE, "data", config, {})
-    planned = plan(store, [node])
-    return run_node(store, planned[node.address], planned, runtime)
+    return run_all(store, [Node(index.STAGE, "data", config, {})], runtime)["index/data"]
 
 
 @pytest.fixture
@@ -199,10 +198,8 @@ def test_equal_images_are_told(store: Store, runtime: Runtime, folder: Path) -> 
 
 
 def turn(path: Path, orientation: int) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
     with Image.open(path) as image:
-        image.save(path, exif=exif.tobytes())
+        image.save(path, exif=exif_of(orientation))
 
 
 def identity_of_version_1(images: pl.DataFrame, names: list[str]) -> str:

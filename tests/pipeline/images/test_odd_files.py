@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from PIL import ExifTags, Image
+from PIL import Image
 from typer.testing import CliRunner
 
 import patchsae
@@ -22,6 +22,7 @@ from patchsae.pipeline.experiment.request import work_on
 from patchsae.pipeline.experiment.run import run
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.store import Store
+from tests.support.photos import exif_of
 
 YAML = """
 name: odd
@@ -80,9 +81,7 @@ def folder(tmp_path: Path) -> Path:
     for kind in ("gif", "webp"):
         noise(102).save(cats / f"animated.{kind}", save_all=True, append_images=[noise(103)])
     noise(104, "CMYK").save(cats / "cmyk.jpg")
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6
-    noise(105).save(cats / "turned.JPEG", exif=exif.tobytes())
+    noise(105).save(cats / "turned.JPEG", exif=exif_of(6))
     noise(106).save(cats / "ümläut ß.TIF")
     noise(107).save(cats / "deep" / "er" / "nested.bmp")
     shutil.copy(cats / "grey.png", root / "test" / "cats" / "copy of grey.png")

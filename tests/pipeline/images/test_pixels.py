@@ -9,17 +9,22 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import Image
 
 from patchsae.pipeline.images import pixels
 from patchsae.pipeline.images.files import FORMATS
 from patchsae.pipeline.images.pixels import MAX_ASPECT, Facts, Reading, as_rgb, decode_rgb, inspect
+from tests.support.photos import exif_of
+
+
+def saved(image: Image.Image, format_name: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format_name, **options)
+    return buffer.getvalue()
 
 
 def encoded(format_name: str, size: tuple[int, int] = (6, 5), **options: object) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, (200, 10, 30)).save(buffer, format_name, **options)
-    return buffer.getvalue()
+    return saved(Image.new("RGB", size, (200, 10, 30)), format_name, **options)
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -139,11 +144,7 @@ STORED = np.array(
 
 def turned(orientation: object, format_name: str = "PNG") -> bytes:
     """The image `STORED` (3 wide, 2 high) with an EXIF orientation."""
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = orientation
-    buffer = io.BytesIO()
-    Image.fromarray(STORED).save(buffer, format_name, exif=exif.tobytes())
-    return buffer.getvalue()
+    return saved(Image.fromarray(STORED), format_name, exif=exif_of(orientation))
 
 
 @pytest.mark.parametrize(
@@ -179,9 +180,7 @@ def test_a_tiff_is_turned_once_whoever_turns_it() -> None:
 
 
 def test_the_size_of_a_turned_jpeg_is_that_of_the_whole_image() -> None:
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 8
-    assert inspect(encoded("JPEG", (640, 100), exif=exif.tobytes())) == Facts(100, 640, "orientation 8")
+    assert inspect(encoded("JPEG", (640, 100), exif=exif_of(8))) == Facts(100, 640, "orientation 8")
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0no TIFF", b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + bytes(20), b"x"])
@@ -189,12 +188,6 @@ def test_broken_exif_data_leave_the_image_as_it_is(exif: bytes) -> None:
     data = encoded("JPEG", exif=exif)
     assert decode_rgb(data).size == (6, 5)
     assert inspect(data) == Facts(6, 5)
-
-
-def saved(image: Image.Image, format_name: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format_name, **options)
-    return buffer.getvalue()
 
 
 def palette() -> Image.Image:

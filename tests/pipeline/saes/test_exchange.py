@@ -10,9 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from typer.testing import CliRunner, Result
 
-from patchsae.flows.cli.app import app
 from patchsae.pipeline.core.graph import Node
 from patchsae.pipeline.core.stage import Runtime
 from patchsae.pipeline.evaluations import visaebench
@@ -28,23 +26,12 @@ from patchsae.storage.errors import UserError
 from patchsae.storage.keys import artifact_key
 from patchsae.storage.records import ExperimentRecord, RecordedNode
 from patchsae.storage.store import Store
+from tests.support.command import patchsae, sentence
 from tests.support.nodes import plan, run_node
 from tests.support.our_saes import reconstruct
 
 WIDTH = 32
 """Of the small store's backbone."""
-
-
-def patchsae(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def sentence(result: Result) -> str:
-    """The one line on standard error of a command that refused its input."""
-    assert result.exit_code == 2, result.output
-    [line] = result.stderr.strip().splitlines()
-    assert line.startswith("patchsae: ") and line.endswith((".", "?"))
-    return line.removeprefix("patchsae: ")
 
 
 @pytest.fixture
