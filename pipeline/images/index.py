@@ -137,22 +137,27 @@ def _noteworthy(corrupt: Sequence[_Row], rows: Sequence[_Row], empty: Sequence[s
     for row in rows:
         of_digest[row["digest"]].append(row)
     same = [group for group in of_digest.values() if len(group) > 1]
-    in_two_splits = [group for group in same if len({row["split"] for row in group}) > 1]
-    in_two_classes = [group for group in same if len({row["label"] for row in group}) > 1]
+    in_two_splits = [group for group in same if _differs(group, "split")]
+    in_two_classes = [group for group in same if _differs(group, "label")]
+    others = [group for group in same if not (_differs(group, "split") or _differs(group, "label"))]
     found: dict[str, int | str] = {
         "corrupt": names(sorted(row["source"] for row in corrupt)),
         "n_empty_classes": len(empty),
         "empty_classes": names(empty),
         "n_turned": sum("orientation" in row["treatment"] for row in rows),
         "n_on_background": sum("background" in row["treatment"] for row in rows),
-        "n_duplicates": sum(len(group) - 1 for group in same),
-        "duplicates": _pairs(same),
+        "n_duplicates": sum(len(group) - 1 for group in others),
+        "duplicates": _pairs(others),
         "n_in_two_splits": len(in_two_splits),
         "in_two_splits": _pairs(in_two_splits),
         "n_in_two_classes": len(in_two_classes),
         "in_two_classes": _pairs(in_two_classes),
     }
     return {name: value for name, value in found.items() if value}
+
+
+def _differs(group: Iterable[_Row], column: str) -> bool:
+    return len({row[column] for row in group}) > 1
 
 
 def _pairs(groups: Iterable[Sequence[_Row]]) -> str:
@@ -187,9 +192,7 @@ def remarks(summary: Summary) -> list[str]:
     if "n_in_two_classes" in n:
         several = count(n["n_in_two_classes"], "image is", "images are")
         found.append(f"{several} in more than one class, byte for byte: {summary['in_two_classes']}")
-    if "n_duplicates" in n and (
-        n["n_duplicates"] > max(n.get("n_in_two_splits", 0), n.get("n_in_two_classes", 0))
-    ):
+    if "n_duplicates" in n:
         several = count(n["n_duplicates"], "image is a copy", "images are copies")
         found.append(f"{several} of another one, byte for byte: {summary['duplicates']}")
     return found
