@@ -7,6 +7,7 @@ from pathlib import Path
 
 from prefect import flow
 from prefect.runtime import flow_run
+from pydantic import BaseModel
 
 from patchsae.flows.dead_runs import marked_alive
 from patchsae.flows.map_parts import DaskParts
@@ -14,7 +15,6 @@ from patchsae.flows.resources import ResourcesModel, check_resources, resources_
 from patchsae.flows.result_storage import Reference, StoreView
 from patchsae.flows.run_log import plain_log, reporter, stages_in_log
 from patchsae.flows.stage_task import Build, run_stage
-from patchsae.pipeline.core.resources import Resources
 from patchsae.pipeline.core.stage import Runtime
 from patchsae.pipeline.experiment.experiment import load
 from patchsae.pipeline.experiment.request import Work, check_can_run, open_work
@@ -52,21 +52,29 @@ def experiment(
     experiment: the name of a preset or a YAML file. overrides: PATH=VALUE strings. store: a folder; if empty,
     PATCHSAE_STORE or ./store. only, rerun: stages or `stage/name` addresses. Returns address -> artifact.
     """
-    plain_log()
-    work = open_work(experiment, overrides or [], store, only or [], rerun or [])
-    check_can_run(work)
-    check_resources(chosen := resources_of(resources))
-    return run_nodes(work, chosen)
+    return run_wanted(experiment, overrides or [], store, only or [], rerun or [], resources)
 
 
-def run_nodes(work: Work, resources: Resources) -> dict[str, Reference]:
+def run_wanted(
+    experiment: str,
+    overrides: Sequence[str],
+    store: str | None,
+    only: Sequence[str],
+    rerun: Sequence[str],
+    resources: BaseModel,
+) -> dict[str, Reference]:
     """Runs the wanted nodes one after another as tasks of the current flow: address -> artifact.
 
-    The task of a cached node is called too, so that Prefect shows the node as `Cached`.
+    The task of a cached node is called too, so that Prefect shows the node as `Cached`. Raises UserError for what
+    cannot be run, before anything is.
     """
+    plain_log()
+    work = open_work(experiment, overrides, store, only, rerun)
+    check_can_run(work)
+    check_resources(chosen := resources_of(resources))
     built: set[str | None] = set()
-    with stages_in_log(), marked_alive(work.store), DaskParts(resources.dask) as map_parts:
-        runtime = Runtime.here(resources, reporter=reporter(), map_parts=map_parts)
+    with stages_in_log(), marked_alive(work.store), DaskParts(chosen.dask) as map_parts:
+        runtime = Runtime.here(chosen, reporter=reporter(), map_parts=map_parts)
         return {
             group.first.node.address: _run(work, group, runtime, built) for group in groups(work, runtime)
         }

@@ -9,12 +9,10 @@ from __future__ import annotations
 from prefect import Flow, flow
 from prefect.runtime import flow_run
 
-from patchsae.flows.experiment import run_name, run_nodes
-from patchsae.flows.resources import ResourcesModel, check_resources, resources_of
+from patchsae.flows.experiment import run_name, run_wanted
+from patchsae.flows.resources import ResourcesModel
 from patchsae.flows.result_storage import Reference
-from patchsae.flows.run_log import plain_log
 from patchsae.pipeline.experiment.kinds import STAGES
-from patchsae.pipeline.experiment.request import check_can_run, open_work
 
 
 def stage_flow(stage: str) -> Flow[..., dict[str, Reference]]:
@@ -35,12 +33,8 @@ def stage_flow(stage: str) -> Flow[..., dict[str, Reference]]:
         `train/relu`). store: a folder; if empty, PATCHSAE_STORE or ./store. overrides: PATH=VALUE strings.
         rerun: build artifacts even if they are in the store.
         """
-        plain_log()
         word = _word(stage, name)
-        work = open_work(experiment, overrides or [], store, [word], [word] if rerun else [])
-        check_can_run(work)
-        check_resources(chosen := resources_of(resources))
-        return run_nodes(work, chosen)
+        return run_wanted(experiment, overrides or [], store, [word], [word] if rerun else [], resources)
 
     return run
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from patchsae.flows.cli.commands import FAILED
 from patchsae.flows.cli.options import (
     ExperimentArgument,
     ForceOption,
@@ -137,7 +138,8 @@ def plan(
     *blocked*, and the reason stands below the table.
 
     Times are those of this machine, whose speed is measured once, in a few seconds, and remembered. Exits with
-    code 1 if a stage is blocked, and with code 2 if the bytes do not fit on the disk.
+    code 1 if a stage is blocked, and with code 2 if a run would be refused: if the bytes do not fit on the disk,
+    or if `--only` leaves out a stage that is needed and not in the store.
 
     Example: `patchsae plan photos.yaml --set train.k=16`
     """
@@ -146,7 +148,7 @@ def plan(
     from patchsae.pipeline.core.machine import Machine, figures_file
     from patchsae.pipeline.experiment.forecast import check_space
     from patchsae.pipeline.experiment.remarks import remarks
-    from patchsae.pipeline.experiment.request import causes, open_work
+    from patchsae.pipeline.experiment.request import causes, check_inputs, open_work
 
     waiting.on("planning")
     work = open_work(experiment, set_ or [], store, only or [], rerun or [])
@@ -156,5 +158,6 @@ def plan(
     for line in remarks(work):
         say(line)
     if causes(work, work.wanted):
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
+    check_inputs(work)
     check_space(work.store, work.to_write())

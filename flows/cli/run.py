@@ -15,6 +15,7 @@ from patchsae.flows.cli.signals import Stopped, waking_at_interrupt
 from patchsae.flows.reporting import reporting_to
 from patchsae.flows.resources import ResourcesModel, check_resources
 from patchsae.pipeline.core.resources import Resources
+from patchsae.pipeline.experiment.forecast import is_certain
 from patchsae.pipeline.experiment.remarks import remarks
 from patchsae.pipeline.experiment.request import check_can_run, check_not_blocked, open_work
 from patchsae.pipeline.experiment.run import remember, tidy
@@ -74,16 +75,11 @@ def launch(
     with failing():
         check_not_blocked(work)
     check_can_run(work)
-    certain = [
-        address for address in to_do if address in work.again or work.planned[address].state != "perhaps"
-    ]
+    certain = [address for address, item in work.to_write().items() if is_certain(item)]
+    n_others = len(to_do) - len(certain)
     say(
         f"{work.record}: {len(certain)} of {len(work.wanted)} stages to do ({', '.join(certain)}) in {work.store.root}"
-        + (
-            f", and {len(to_do) - len(certain)} more if they find changes"
-            if len(certain) < len(to_do)
-            else ""
-        )
+        + (f", and {n_others} more if they find changes" if n_others else "")
     )
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)

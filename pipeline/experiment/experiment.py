@@ -154,16 +154,16 @@ def parse(text: str, where: str, overrides: Sequence[str] = (), folder: Path | N
         raise UserError(str(error).replace(where, sets, 1)) from None
 
 
-def load(source: str, overrides: Sequence[str] = (), presets: Path = PRESETS) -> Experiment:
+def load(source: str, overrides: Sequence[str] = ()) -> Experiment:
     """The experiment of a preset, given by its name, or of a YAML file, given by its path.
 
     Paths in a file are relative to its folder, those in a preset and in overrides to the working directory.
     Raises UserError if `source` is neither or the experiment is not valid.
     """
-    preset = presets / f"{source}.yaml"
+    preset = PRESETS / f"{source}.yaml"
     path = preset if preset.is_file() else Path(source).expanduser()
     if not path.is_file():
-        known = [file.stem for file in presets.glob("*.yaml")]
+        known = [file.stem for file in PRESETS.glob("*.yaml")]
         raise UserError(f"{source}: neither a preset nor a YAML file{nearest(source, known)}")
     if path.stat().st_size > bounded_yaml.MAX_BYTES:
         raise UserError(f"{path}: has more than {bounded_yaml.MAX_BYTES:,} bytes, which no experiment has.")

@@ -42,15 +42,15 @@ def seconds_of(item: Planned, store: Store, machine: Machine) -> float | None:
     return None if found is None or fixed is None else fixed + found * (1 - item.share_done)
 
 
-def bytes_at_once(items: Iterable[Planned], members: int = Resources().members) -> tuple[int, int]:
+def bytes_at_once(items: Iterable[Planned]) -> tuple[int, int]:
     """(bytes that are written and stay, the most that is added to the disk at any time) of nodes that run.
 
     `items` are in the order of the run. Checkpoints and parts are deleted with the end of a stage, and so is the
-    artifact that was built again. `members` SAEs are trained in one pass.
+    artifact that was built again. SAEs are trained in passes of as many as one takes by default.
     """
     certain = [item for item in items if is_certain(item)]
     of_training = [item.n_bytes_most - (item.n_bytes_left or 0) for item in certain if _is_trained(item)]
-    in_one_pass = sum(sorted(of_training, reverse=True)[:members])
+    in_one_pass = sum(sorted(of_training, reverse=True)[: Resources().members])
     written = added = most = 0
     for item in certain:
         left = item.n_bytes_left or 0

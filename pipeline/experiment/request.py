@@ -125,6 +125,13 @@ def _select(planned: dict[str, Planned], words: Sequence[str], option: str) -> s
 def check_can_run(work: Work) -> None:
     """Raises UserError if a wanted node cannot run or the disk is too small. Call it before a run starts."""
     check_not_blocked(work)
+    check_inputs(work)
+    check_space(work.store, work.to_write())
+    work.store.check_writable()
+
+
+def check_inputs(work: Work) -> None:
+    """Raises UserError if a wanted node needs one that is neither in the store nor wanted itself."""
     for address in work.to_do():
         for needed in work.planned[address].node.inputs.values():
             if needed not in work.wanted and work.planned[needed].state != "cached":
@@ -132,8 +139,6 @@ def check_can_run(work: Work) -> None:
                     f"{address} needs {needed}, which is not in the store and not among the stages to run; run that "
                     "first."
                 )
-    check_space(work.store, work.to_write())
-    work.store.check_writable()
 
 
 def check_not_blocked(work: Work) -> None:

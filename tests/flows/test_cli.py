@@ -188,6 +188,8 @@ def test_nothing_is_started_for_bad_input(small: Path, tmp_path: Path, full_stor
     assert "/no/such/folder" in sentence(blocked, exit_code=1)
     small.write_text(text)
     assert refuse(small, "--only", "train").startswith("train/relu needs extract/digits-tiny")
+    planned = patchsae("plan", small, "--store", store, "--only", "train")
+    assert sentence(planned).startswith("train/relu needs extract/digits-tiny")
     assert not store.exists()
 
 
