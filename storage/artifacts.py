@@ -61,6 +61,11 @@ class Artifact:
         return os.path.lexists(self.path / MANIFEST)
 
     @property
+    def is_usable(self) -> bool:
+        """Whether it is committed and its files have the right sizes. They are not read, only the manifest is."""
+        return self.is_committed and self.fault() is None
+
+    @property
     def stamp(self) -> tuple[int, int, int] | None:
         """A value that changes when the artifact is built again; None if there is no manifest."""
         try:

@@ -143,9 +143,8 @@ class Store:
         return Artifact(stage, key, self.root / stage / key[:KEY_DIGITS])
 
     def is_usable(self, stage: str, key: str) -> bool:
-        """Whether the artifact is committed and its files have the right sizes. It does not read them."""
-        artifact = self.at(stage, key)
-        return artifact.is_committed and artifact.fault() is None
+        """Whether the artifact is there and can be used (`Artifact.is_usable`)."""
+        return self.at(stage, key).is_usable
 
     def _lock(self, artifact: Artifact, kind: str) -> Path:
         # Named after the folder: the key of a damaged manifest may be another one.

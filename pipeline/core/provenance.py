@@ -36,7 +36,7 @@ def changed_inputs(artifact: Artifact, inputs: Mapping[str, Artifact]) -> list[s
         role
         for role, upstream in inputs.items()
         if role in noted and role != _ACTIVATIONS
-        if upstream.is_committed and upstream.fault() is None and upstream.content != noted[role]
+        if upstream.is_usable and upstream.content != noted[role]
     ]
 
 

@@ -25,6 +25,7 @@ def _of_source(item: Planned) -> tuple[str, ...]:
 
 def _of_artifact(work: Work, item: Planned) -> tuple[str, ...]:
     stage = item.node.stage
-    if stage.remarks is None or item.key is None or not work.store.is_usable(stage.name, item.key):
+    if stage.remarks is None or item.key is None:
         return ()
-    return tuple(stage.remarks(work.store.at(stage.name, item.key).manifest.summary))
+    artifact = work.store.at(stage.name, item.key)
+    return tuple(stage.remarks(artifact.manifest.summary)) if artifact.is_usable else ()

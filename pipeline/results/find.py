@@ -46,9 +46,10 @@ def find(store: Store, word: str, experiment: str | None = None, stages: Sequenc
                 named.setdefault((node.stage, node.key), f"{name}: {address}")
     found = {place: store.at(*place) for place in named}
     if not found and len(word) >= _DIGITS:
-        for artifact, _ in store.artifacts():
-            if artifact.key.startswith(word) and (not stages or artifact.stage in stages):
-                found[artifact.stage, artifact.key] = artifact
+        for stage in stages or (None,):
+            for artifact, _ in store.artifacts(stage):
+                if artifact.key.startswith(word):
+                    found[artifact.stage, artifact.key] = artifact
     if len(found) > 1:
         several = ", ".join(f"{key[:16]} ({named.get((stage, key), stage)})" for stage, key in found)
         raise UserError(f"{word}: several artifacts are called that, {several}; give the key of one.")
@@ -58,7 +59,7 @@ def find(store: Store, word: str, experiment: str | None = None, stages: Sequenc
             "what there is."
         )
     [artifact] = found.values()
-    if not artifact.is_committed or artifact.fault() is not None:
+    if not artifact.is_usable:
         what = "a run names it, but it is not in" if named else "is unfinished or damaged in"
         raise UserError(f"{word}: {what} {store.root}; run it again.")
     return artifact
