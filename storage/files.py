@@ -81,6 +81,14 @@ def read_regular(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with the home folder in place of `~` or `~user`. Raises UserError if there is no such folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: no such user has a home folder here; write the whole path.") from None
+
+
 def changed_at(path: Path) -> float:
     """When a file or folder was last changed, in seconds since 1970; 0 if it has gone meanwhile."""
     try:

@@ -41,7 +41,7 @@ from patchsae.storage.atomic import (
     write_atomic,
 )
 from patchsae.storage.errors import UserError
-from patchsae.storage.files import changed_at, read_regular
+from patchsae.storage.files import changed_at, expanded, read_regular
 from patchsae.storage.keys import parse_json
 from patchsae.storage.locks import Busy, allow_open_files, is_locked, lock, refuse
 from patchsae.storage.manifest import FILE as MANIFEST
@@ -94,7 +94,7 @@ class Store:
                 f"--store {text}: only local folders (a path or file:///path) can be a store at present; "
                 "mount the bucket or give a local path."
             )
-        self.root = Path(text.removeprefix("file://")).expanduser().absolute()
+        self.root = expanded(text.removeprefix("file://")).absolute()
         if self.root.exists() and not self.root.is_dir():
             raise UserError(f"--store {self.root}: is a file; give a folder.")
 

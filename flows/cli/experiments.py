@@ -57,10 +57,11 @@ def init(
     - `patchsae init ~/photos --model ViT-B-16 --checkpoint weights.safetensors --output photos.yaml`
     """
     from patchsae.pipeline.experiment.starter import backbone_of, starter
+    from patchsae.storage.files import expanded
 
     waiting.on("looking at the images")
-    named = folder.expanduser().absolute().name or "images"
-    target = (output or Path(f"{named}.yaml")).expanduser()
+    named = expanded(folder).absolute().name or "images"
+    target = expanded(output or f"{named}.yaml")
     made = starter(folder, target, *backbone_of(backbone, model, str(checkpoint) if checkpoint else None))
     paths = {target.parent / name: text for name, text in made.files.items()}
     there = next((path for path in paths if path.exists()), None)

@@ -16,6 +16,7 @@ from patchsae.flows.cli.text import table
 from patchsae.pipeline.core.text import count, number, size
 from patchsae.pipeline.results.pick import By
 from patchsae.storage.errors import UserError
+from patchsae.storage.files import expanded
 from patchsae.storage.store import Store
 
 
@@ -78,7 +79,7 @@ def write_rows(frame: pl.DataFrame, style: Format, output: Path | None) -> None:
         result(data)
         return
     try:
-        output.expanduser().write_bytes(data)
+        expanded(output).write_bytes(data)
     except OSError as error:
         raise UserError(
             f"--output {output}: cannot be written ({error.strerror}); name another file."

@@ -27,6 +27,7 @@ from patchsae.pipeline.experiment.sweeps import check_distinct, expand
 from patchsae.pipeline.images.dataset import DatasetConfig
 from patchsae.pipeline.saes.sae import SaeConfig
 from patchsae.storage.errors import UserError
+from patchsae.storage.files import expanded
 
 PRESETS = Path(__file__).parent / "presets"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
@@ -161,7 +162,7 @@ def load(source: str, overrides: Sequence[str] = ()) -> Experiment:
     Raises UserError if `source` is neither or the experiment is not valid.
     """
     preset = PRESETS / f"{source}.yaml"
-    path = preset if preset.is_file() else Path(source).expanduser()
+    path = preset if preset.is_file() else expanded(source)
     if not path.is_file():
         known = [file.stem for file in PRESETS.glob("*.yaml")]
         raise UserError(f"{source}: neither a preset nor a YAML file{nearest(source, known)}")

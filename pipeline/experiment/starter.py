@@ -25,6 +25,7 @@ from patchsae.pipeline.experiment.locations import normalized
 from patchsae.pipeline.images.datasets.image_folder import ImageFolderConfig
 from patchsae.pipeline.images.files import SUFFIXES
 from patchsae.storage.errors import UserError
+from patchsae.storage.files import expanded
 
 DEFAULT_MODEL, DEFAULT_TAG = "ViT-B-16-quickgelu", "openai"
 _SPLITS = {"train": ("train", "training"), "test": ("test", "val", "valid", "validation")}
@@ -238,7 +239,7 @@ def _listed(names: Sequence[str], class_name: str) -> str:
 
 
 def _absolute(path: Path) -> Path:
-    return normalized(path.expanduser().absolute())
+    return normalized(expanded(path).absolute())
 
 
 def _quoted(text: str) -> str:
