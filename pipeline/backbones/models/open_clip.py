@@ -104,7 +104,8 @@ class OpenClipConfig(BackboneConfig):
             with from_hub():
                 model = make_model(architecture, folder)
             load_into(model, path, self._where())
-        except (*BROKEN, OSError) as error:
+        # open_clip asserts the sizes of NumPy weights.
+        except (*BROKEN, AssertionError, OSError) as error:
             raise UserError(
                 f"{self._where()}: does not load as {self.model} ({first_line(error)})."
             ) from error

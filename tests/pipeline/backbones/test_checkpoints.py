@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from patchsae.pipeline.backbones import models
 from patchsae.pipeline.backbones.checkpoints.read import read_header
 from patchsae.pipeline.backbones.models.open_clip import OpenClipConfig
 from patchsae.pipeline.backbones.towers.make import make_model, outline_model
@@ -221,6 +222,21 @@ def test_a_numpy_file_is_refused_before_a_run_if_it_is_broken_or_no_siglip(
             UserError, match=r"siglip\.npz: has no array whose name begins with `params/img/`"
         ):
             refuse(config)
+
+
+def test_an_assertion_of_the_loader_is_a_sentence(
+    tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As open_clip has it for NumPy weights of another size."""
+
+    def load(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(models.open_clip, "load_into", load)
+    np.savez(tmp_path / "siglip.npz", **{"params/img/embedding/kernel": np.zeros(9)})
+    config = OpenClipConfig(model=tiny_model, checkpoint=str(tmp_path / "siglip.npz"))
+    with pytest.raises(UserError, match=r"siglip\.npz: does not load as patchsae-tiny \(AssertionError"):
+        config.build({})
 
 
 def test_a_checkpoint_trained_with_another_activation_is_refused(
