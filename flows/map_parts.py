@@ -44,7 +44,8 @@ _HELD = "patchsae_part_worker"
 # A terminal sends SIGINT and SIGHUP to all its processes, and a cluster's scheduler SIGTERM to all
 # processes of a job. The main process stops its workers in order, so they wait for that: SIGTERM gives it
 # half a minute. Workers start with these signals blocked, since importing takes seconds. Dask itself ends
-# them when their main process is gone.
+# them when their main process is gone. A heartbeat that is late on a busy machine is a traceback to Dask, and
+# mends itself, so workers do not say it; the error of a part comes with its future.
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 _WORKER_SETUP = """
 import logging, signal
@@ -54,7 +55,7 @@ signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(30))
 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-logging.getLogger("distributed").setLevel(logging.ERROR)
+logging.getLogger("distributed").setLevel(logging.CRITICAL)
 """
 # Dask always starts an HTTP server, with logs and call stacks. `dask_setup` closes it.
 _SCHEDULER_SETUP = """

@@ -41,13 +41,13 @@ _MEASURED = (
     (
         "zero_shot_kept_mean",
         "(accuracy_reconstruction - a) / (accuracy_original - a), where a is the accuracy with every token's "
-        "activation replaced by the mean activation; null if the denominator is 0.",
+        "activation replaced by the mean activation; null if accuracy_original is not above a.",
     ),
     ("zero_shot_kept_zero", "As zero_shot_kept_mean, but a is the accuracy with zeros in place."),
     (
         "contrastive_score_mean",
         "(CE_reconstruction - CE_original) / (CE_mean - CE_original), where CE is the mean cross entropy of "
-        "the zero-shot classification; lower is better; null if the denominator is 0.",
+        "the zero-shot classification; lower is better; null if CE_mean is not above CE_original.",
     ),
     ("contrastive_score_zero", "As contrastive_score_mean, with CE_zero in place of CE_mean."),
     (

@@ -183,7 +183,7 @@ def _merge(
         ways = ("reconstruction", "original", ablated)
         share = kept(*(accuracy[way] for way in ways))
         share_of_sets = kept(*(set_accuracy[way] for way in ways))
-        damage = kept(*(entropy[way] for way in ways))
+        damage = kept(*(-entropy[way] for way in ways))
         if share is not None:
             found[f"zero_shot_kept_{ablated}"] = share
         if share_of_sets is not None:

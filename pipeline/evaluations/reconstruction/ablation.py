@@ -49,6 +49,7 @@ class Outcomes:
 def kept(value: float, original: float, ablated: float) -> float | None:
     """`(value - ablated) / (original - ablated)`: 1 is as good as the original, 0 as bad as the ablation.
 
-    None if original and ablated are equal.
+    More of each is better. None if the original is not better than the ablation, as a random backbone on few images
+    may be: then there is nothing to keep.
     """
-    return None if original == ablated else (value - ablated) / (original - ablated)
+    return (value - ablated) / (original - ablated) if original > ablated else None

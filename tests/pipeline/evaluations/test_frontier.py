@@ -62,6 +62,7 @@ def test_pareto_against_every_pair() -> None:
 def test_kept() -> None:
     assert kept(0.8, 0.9, 0.1) == pytest.approx(7 / 8)
     assert kept(0.9, 0.5, 0.5) is None
+    assert kept(0.375, 0.3125, 0.375) is None, "the ablation is better: nothing to keep, not all of it"
 
 
 def test_firing_histogram_counts_every_latent_once() -> None:
