@@ -173,6 +173,12 @@ class BackboneConfig(Config):
         """
         raise NotImplementedError
 
+    def check_classes(self, names: Sequence[str], templates: Sequence[str]) -> None:
+        """Raises UserError if `Backbone.class_embeddings` would refuse these, with the same sentence.
+
+        A plan calls it, so it loads no weights. Backbones that read any text have nothing to check.
+        """
+
 
 def resolve_block(hook_block: int, n_blocks: int) -> int:
     """A block's number counted from 0. Raises UserError if there is no such block among `n_blocks`."""

@@ -5,6 +5,7 @@ Shapes: E embedding, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -106,18 +107,24 @@ def load_classifier(artifact: Artifact, device: str = "cpu") -> tuple[Tensor, fl
     return tensors["weights"].to(device), float(tensors["logit_scale"])
 
 
+def _expected_names(config: ClassifierConfig, inputs: Upstreams) -> Sequence[str] | None:
+    """The class names that `_run` will read, as far as they are known before anything is run."""
+    if config.attribute is None:
+        return expected_classes(inputs["images"])
+    if (attributes := inputs["attributes"]).artifact is not None:
+        return attribute_values_of(attributes.artifact, config.attribute)
+    values: Sequence[str] | None = attributes.fact(f"values of {config.attribute}")
+    return values
+
+
 def _predict(config: ClassifierConfig, inputs: Upstreams) -> Prediction:
     width = inputs["weights"].fact("width")
-    n_names: int | None = None
-    if config.attribute is None:
-        names = expected_classes(inputs["images"])
-        n_names = None if names is None else len(names)
-    elif (attributes := inputs["attributes"]).artifact is not None:
-        n_names = len(attribute_values_of(attributes.artifact, config.attribute))
-    else:
-        n_names = attributes.fact(f"values of {config.attribute}")
-    if n_names is None or width is None:
+    names = _expected_names(config, inputs)
+    if names is not None:
+        config.backbone.check_classes(names, config.templates)
+    if names is None or width is None:
         return Prediction()
+    n_names = len(names)
     # The embedding of CLIP's models has about as many channels as the image tower, or fewer.
     n_bytes = MANIFEST_BYTES + 200 + 4 * n_names * width * 3 // 4
     effort = [

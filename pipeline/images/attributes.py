@@ -106,13 +106,13 @@ def _predict(config: AttributesConfig, inputs: Upstreams) -> Prediction:
     if n_images is None:
         return Prediction()
     dataset = config.dataset.build()
-    n_values = {one: len(dataset.attribute_values(one)) for one in config.dataset.attributes()}
+    values = {one: tuple(dataset.attribute_values(one)) for one in config.dataset.attributes()}
     n_bytes = (
         MANIFEST_BYTES
-        + expected_bytes(ATTRIBUTES, sum(n_values.values()), 12)
-        + expected_bytes(IMAGE_ATTRIBUTES, n_images * len(n_values), 2)
+        + expected_bytes(ATTRIBUTES, sum(map(len, values.values())), 12)
+        + expected_bytes(IMAGE_ATTRIBUTES, n_images * len(values), 2)
     )
-    facts = {"n_images": n_images, **{f"values of {one}": n for one, n in n_values.items()}}
+    facts = {"n_images": n_images, **{f"values of {one}": names for one, names in values.items()}}
     return Prediction(facts, n_bytes, 0, [])
 
 

@@ -7,7 +7,7 @@ itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
@@ -84,6 +84,9 @@ class WiseFtConfig(BackboneConfig):
         outline = self._resolved_base().outline()
         self._check(header(self._path(), fingerprint), outline.shapes)
         return outline
+
+    def check_classes(self, names: Sequence[str], templates: Sequence[str]) -> None:
+        self._resolved_base().check_classes(names, templates)
 
     def _check(self, tuned: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raises UserError if a tensor of the checkpoint is not one of the base's, whose shapes are given."""

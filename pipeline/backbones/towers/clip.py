@@ -91,8 +91,8 @@ class CutClip(ABC):
         renormalise: bool,
         advance: Callable[[int], object] | None = None,
     ) -> Tensor:
-        """As in `Backbone`, from prompts in which underscores of class names are spaces."""
-        texts = [template.format(name.replace("_", " ")) for name in names for template in templates]
+        """As in `Backbone`, from the prompts that `prompts_of` makes."""
+        texts = prompts_of(names, templates)
         features = []
         for i in range(0, len(texts), _TEXTS_PER_BATCH):
             batch = texts[i : i + _TEXTS_PER_BATCH]
@@ -102,6 +102,11 @@ class CutClip(ABC):
         unit = normalize(torch.cat(features), dim=-1)
         mean = unit.view(len(names), len(templates), -1).mean(dim=1)
         return normalize(mean, dim=-1) if renormalise else mean
+
+
+def prompts_of(names: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """The prompts of every class, class by class. Underscores of class names are spaces."""
+    return [template.format(name.replace("_", " ")) for name in names for template in templates]
 
 
 def cannot_cut(name: str, tower: str) -> UserError:

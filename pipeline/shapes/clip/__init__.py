@@ -60,6 +60,15 @@ def files(folder: Path = FOLDER) -> list[Path]:
     return [folder / "model.safetensors", folder / "model.json", folder / config(folder)["vocabulary"]]
 
 
+def tokenizer(folder: Path = FOLDER) -> WordTokenizer:
+    """The model's tokenizer, which needs no weights."""
+    settings = config(folder)
+    return WordTokenizer(
+        (folder / settings["vocabulary"]).read_text().split(),
+        settings["model_cfg"]["text_cfg"]["context_length"],
+    )
+
+
 def load(
     folder: Path = FOLDER,
 ) -> tuple[torch.nn.Module, Callable[[Image.Image], torch.Tensor], WordTokenizer]:
@@ -75,8 +84,4 @@ def load(
         )
     model = build(settings)
     model.load_state_dict(load_file(weights))
-    tokenizer = WordTokenizer(
-        (folder / settings["vocabulary"]).read_text().split(),
-        settings["model_cfg"]["text_cfg"]["context_length"],
-    )
-    return model.eval(), preprocess_of(settings), tokenizer
+    return model.eval(), preprocess_of(settings), tokenizer(folder)

@@ -39,6 +39,20 @@ class WordTokenizer:
             ids.append(self._ids[word])
         return ids
 
+    def check(self, texts: Sequence[str]) -> None:
+        """Raises UserError for the first text that cannot be read, as a call with these texts would."""
+        for text in texts:
+            self._framed(text, self.context_length)
+
+    def _framed(self, text: str, length: int) -> list[int]:
+        """Start, words, end. Raises UserError for an unknown word, or if these are more than `length`."""
+        ids = [self.sot_token_id, *self.encode(text), self.eot_token_id]
+        if len(ids) > length:
+            raise UserError(
+                f"{text!r} has {len(ids) - 2} words; ShapesCLIP reads at most {length - 2}, shorten it"
+            )
+        return ids
+
     def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> torch.LongTensor:
         """int64 [n_texts, context_length]: start, words, end, padding. Raises UserError if too long."""
         import torch
@@ -47,10 +61,6 @@ class WordTokenizer:
         batch = [texts] if isinstance(texts, str) else list(texts)
         result = torch.zeros((len(batch), length), dtype=torch.long)
         for row, text in enumerate(batch):
-            ids = [self.sot_token_id, *self.encode(text), self.eot_token_id]
-            if len(ids) > length:
-                raise UserError(
-                    f"{text!r} has {len(ids) - 2} words; ShapesCLIP reads at most {length - 2}, shorten it"
-                )
+            ids = self._framed(text, length)
             result[row, : len(ids)] = torch.tensor(ids)
         return result  # type: ignore[return-value]

@@ -13,7 +13,7 @@ from patchsae.pipeline.backbones.models.shapes_clip import ShapesClipConfig
 from patchsae.pipeline.core.stage import Runtime
 from patchsae.pipeline.experiment.experiment import parse
 from patchsae.pipeline.experiment.request import causes, check_can_run, display_state, work_on
-from patchsae.pipeline.experiment.run import run
+from patchsae.pipeline.experiment.run import groups, run
 from patchsae.pipeline.saes.files import save_files
 from patchsae.pipeline.saes.sae import Sae
 from patchsae.storage.errors import UserError
@@ -142,6 +142,61 @@ def test_images_in_folders_are_asked_for_their_splits_before_they_are_indexed(
     work = work_on(store, parse(text, "small"))
     assert causes(work, work.planned) == {}
     check(store, text.replace("k: 4", "k: 4, split: val"), "train/one", "this dataset has `train`, `test`.")
+
+
+WORD = "ShapesCLIP does not know the word 'animals' in 'a photo of a animals and people.'; use only its 60 words: "
+
+
+def photos(root: Path, *class_names: str) -> str:
+    """`TEXT` with images of these classes in place of the shapes."""
+    for name in class_names:
+        (root / name).mkdir(parents=True)
+        for i in range(5):
+            Image.new("RGB", (8, 8), (i, len(name), 0)).save(root / name / f"{i}.png")
+    world = "{kind: shapes, seed: 1, splits: {train: 48, test: 24}, label: colour}"
+    return TEXT.replace(
+        world, f"{{kind: image_folder, root: {str(root)!r}, prompts: ['a photo of a {{}}.']}}"
+    )
+
+
+def test_classes_that_the_text_tower_cannot_read_are_refused(store: Store, tmp_path: Path) -> None:
+    text = photos(tmp_path / "photos", "animals_and_people", "circle")
+    check(store, text, "classifier/world-clip-dataset", WORD)
+    tuned = "{kind: wise_ft, backbone: base, checkpoint: tuned.pt}\n  base: {kind: shapes_clip}"
+    planned = work_on(store, parse(text.replace("{kind: shapes_clip}", tuned), "small")).planned
+    assert WORD in planned["classifier/world-clip-dataset"].why
+    assert not store.root.exists()
+
+
+def test_classes_of_an_index_are_refused_as_a_run_refuses_them(
+    indexed: Store, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # `indexed` lets this test load weights.
+    text = photos(tmp_path / "photos", "animals_and_people", "circle")
+    run(work_on(store, parse(text, "small"), only=["index", "weights"]), Runtime())
+    check(store, text, "classifier/world-clip-dataset", WORD)
+    told = work_on(store, parse(text, "small")).planned["classifier/world-clip-dataset"].why
+    monkeypatch.setattr(ShapesClipConfig, "check_classes", lambda *_: None)
+    with pytest.raises(UserError) as raised:
+        for group in groups(work_on(store, parse(text, "small"), only=["classifier"]), Runtime()):
+            group.build()
+    assert str(raised.value) == told
+
+
+@pytest.mark.parametrize(
+    ("template", "sentence"),
+    [
+        ("a drawing of a {}.", "ShapesCLIP does not know the word 'drawing' in 'a drawing of a red.'"),
+        ("a {}" + 30 * " a", " words; ShapesCLIP reads at most "),
+    ],
+)
+def test_prompts_that_the_text_tower_cannot_read_are_refused(
+    store: Store, template: str, sentence: str
+) -> None:
+    text = TEXT.replace("n_random: 1}", f"n_random: 1, prompts: {{templates: ['{template}']}}}}")
+    work = work_on(store, parse(text, "small"))
+    (address,) = causes(work, work.planned)
+    assert address.startswith("classifier/world-clip-")
+    check(store, text, address, sentence)
 
 
 @pytest.mark.parametrize("style", ["patchsae", "saelens", "dictionary_learning", "saev"])
