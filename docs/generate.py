@@ -1,7 +1,8 @@
-"""Writes what the documentation says about tables and kinds, from the code.
+"""Writes what the documentation says about tables, kinds and the Python API, from the code.
 
-uv run python docs/generate.py              writes docs/tables.md, docs/kinds.md and a list in docs/extending.md
-uv run python docs/generate.py --check      exits with 1 if one of them is not what it would write
+uv run python -m docs.generate              writes docs/tables.md, docs/kinds.md, a list in docs/extending.md,
+                                            and the reference in docs/api.md
+uv run python -m docs.generate --check      exits with 1 if one of them is not what it would write
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from docs.api_reference import reference
 from patchsae import pipeline
 from patchsae.pipeline.core.config import Config
 from patchsae.pipeline.evaluations.kinds.frontier import FRONTIER
@@ -42,6 +44,7 @@ from patchsae.storage.store import Store
 from patchsae.storage.tables import TableSchema
 
 DOCS = Path(__file__).parent
+API = DOCS.parent / "src" / "patchsae" / "api.py"
 ADDED = {**NAME_COLUMNS, **KEY_COLUMNS}
 TABLES: dict[str, tuple[TableSchema, ...]] = {
     "attributes": (ATTRIBUTES, IMAGE_ATTRIBUTES),
@@ -235,15 +238,23 @@ def kinds_list() -> str:
     return rows(("what", "names"), ((what, code_list(names)) for what, names in named.items()))
 
 
+def between_markers(path: Path, text: str) -> str:
+    """The hand-written page `path` with `text` in its generated part."""
+    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{path.name}: has lost its line `{BEGIN}` or `{END}`.")
+    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+
+
 def pages() -> dict[Path, str]:
     """Every generated file with what belongs into it."""
-    extending = DOCS / "extending.md"
-    before, _, rest = extending.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
+    extending, api = DOCS / "extending.md", DOCS / "api.md"
     return {
         DOCS / "tables.md": tables_page(),
         DOCS / "kinds.md": kinds_page(),
-        extending: f"{before}{BEGIN}\n\n{kinds_list()}\n\n{END}{after}",
+        extending: between_markers(extending, kinds_list()),
+        api: between_markers(api, reference(API.read_text(encoding="utf-8"))),
     }
 
 
@@ -255,7 +266,7 @@ def main() -> None:
             if "--check" not in sys.argv[1:]:
                 path.write_text(text, encoding="utf-8")
     if "--check" in sys.argv[1:] and stale:
-        raise SystemExit(f"{', '.join(stale)}: not what the code says; run `uv run python docs/generate.py`.")
+        raise SystemExit(f"{', '.join(stale)}: not what the code says; run `uv run python -m docs.generate`.")
     print(f"written: {', '.join(stale)}" if stale else "everything is up to date")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import re
 import shutil
 from pathlib import Path
 
@@ -76,6 +77,19 @@ def test_doctests(demo: Path) -> None:
         api, extraglobs={"STORE": str(demo), "pl": pl, "patchsae": patchsae}, optionflags=doctest.ELLIPSIS
     )
     assert found.failed == 0 and found.attempted > 10
+
+
+def test_the_example_of_the_page_prints_what_the_page_says(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Path(__file__).parents[1] / "docs" / "api.md"
+    [example] = re.findall(r"```pycon\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    (tmp_path / "store").symlink_to(demo)
+    Image.new("RGB", (50, 40), "red").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    runner = doctest.DocTestRunner()
+    runner.run(doctest.DocTestParser().get_doctest(example, {}, page.name, str(page), 0))
+    assert runner.summarize().failed == 0 and runner.tries > 5
 
 
 def test_a_store_is_opened_by_the_environment_or_refused(

@@ -51,6 +51,7 @@ from patchsae.storage.tokens import TokenLayout
 __all__ = ["EncodedImages", "OpenSae", "OpenStore", "UserError", "open"]
 
 ImageLike = str | os.PathLike[str] | Image.Image
+"""An image: its file, or a PIL image."""
 _IMAGES_PER_BATCH = 16
 
 
@@ -123,9 +124,10 @@ class OpenStore:
         return Catalog(self.store, experiment).scan(name)
 
     def query(self, sql: str, experiment: str | None = None) -> pl.DataFrame:
-        """The rows of a query in Polars SQL over all tables, as `patchsae query` gives them.
+        """The rows of a query in Polars SQL, as `patchsae query` gives them.
 
-        Raises UserError if the query is not valid.
+        It sees the tables of the whole store, or those of one experiment. Raises UserError if the query is not
+        valid.
 
         >>> patchsae.open(STORE).query("SELECT sae, count(*) AS n FROM latents GROUP BY sae").height
         1
@@ -133,7 +135,10 @@ class OpenStore:
         return execute(self.store, sql, experiment)
 
     def status(self, experiment: str | None = None) -> pl.DataFrame:
-        """Every artifact: its stage, key, state, path, bytes, and names in experiments."""
+        """Every artifact of the store, or of one experiment.
+
+        Columns: stage, key, state, path, bytes, and names (its addresses in experiments).
+        """
         columns = ("stage", "key", "state", "path", "bytes", "names")
         rows = status_rows(self.store, experiment)
         return pl.DataFrame([{name: row[name] for name in columns} for row in rows])
@@ -150,9 +155,9 @@ class OpenStore:
         """An SAE by its name.
 
         `experiment` is needed if several experiments have different SAEs of that name; earlier versions of an
-        experiment are looked at only if it names them. `evaluation` is needed
-        if several evaluations of kind `statistics` were made of the SAE. Raises UserError if no experiment
-        has the SAE, or if several have different ones.
+        experiment are looked at only if it names them. `evaluation` is needed if several evaluations of kind
+        `statistics` were made of the SAE. Raises UserError if no experiment has the SAE, if it has not been
+        built, or if several experiments have different ones.
         """
         found = []
         for of, record in records_of(self.store, experiment).items():
@@ -180,8 +185,8 @@ class OpenStore:
         """For each latent of the SAE `first`, the most similar latent of the SAE `second`.
 
         Columns: latent, match (the latent of `second` with the largest cosine between decoder rows), cosine,
-        and mutual (whether `latent` is also the most similar one to `match`). Raises UserError if the SAEs
-        take activations of different widths.
+        and mutual (whether `latent` is also the most similar one to `match`). `experiment` is needed as in
+        `sae`. Raises UserError if the SAEs take activations of different widths.
 
         >>> patchsae.open(STORE).compare("relu", "relu")["cosine"].min() > 0.999
         True
@@ -294,7 +299,7 @@ class OpenSae:
 
         Columns: rank, image (row of the table `images`), source, path (null if images are not files),
         class_name, activation (mean over tokens), token (the one with the largest activation) and
-        token_activation.
+        token_activation. Raises UserError if the SAE has no such latent, or no statistics.
 
         >>> patchsae.open(STORE).sae("relu").top_images(0).columns[:4]
         ['rank', 'image', 'source', 'path']
@@ -326,7 +331,7 @@ class OpenSae:
         """The latents of images: of a file, a folder (all images below it), a PIL image, or several of these.
 
         It runs the experiment's backbone on the CPU. Images are turned upright and put on a background as those
-        of the SAE's dataset are. Raises UserError if an image cannot be read, or if the
+        of the SAE's dataset are. Raises UserError if there is no image, if an image cannot be read, or if the
         backbone's weights have changed since the experiment was run.
         """
         names: list[str] = []
@@ -360,7 +365,10 @@ class OpenSae:
         return encoded.map(encoded.images[0], latent)
 
     def encode_row(self, image: int) -> EncodedImages:
-        """The latents of row `image` of the dataset of `statistics`, from the cached activations."""
+        """The latents of row `image` of the dataset of `statistics`, from the cached activations.
+
+        Raises UserError if the dataset has no such row.
+        """
         activations = Activations(input_of(self.store, self.statistics, "activations", "extract"))
         if not 0 <= image < activations.n_images:
             raise UserError(f"image {image}: the dataset has the rows 0 to {activations.n_images - 1}.")
@@ -464,7 +472,10 @@ class EncodedImages:
         return ranked.group_by("image", maintain_order=True).head(k).sort("image", maintain_order=True)
 
     def map(self, image: Any, latent: int) -> np.ndarray:
-        """A latent's activation on every patch of an image: float32 [rows, columns]."""
+        """A latent's activation on every patch of an image: float32 [rows, columns].
+
+        `image` is one of `images`. It is all 0 for a latent that is active nowhere.
+        """
         patches = self.layout.select("patches")
         found = self.frame.filter(pl.col("image") == image, pl.col("latent") == latent)
         values = np.zeros(self.layout.n_tokens, np.float32)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import patchsae
+from docs import generate
 from patchsae.flows.cli.app import app
 from patchsae.pipeline.core.stage import Runtime
 from patchsae.pipeline.experiment.experiment import parse
@@ -60,9 +62,39 @@ def test_links_and_paths_lead_somewhere(page: Path) -> None:
 
 def test_generated_pages_are_what_the_code_says() -> None:
     done = subprocess.run(
-        [sys.executable, "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "docs.generate", "--check"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_changed_signature_makes_the_page_of_the_api_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The other pages take seconds to write and have the test above.
+    monkeypatch.setattr(generate, "tables_page", (ROOT / "docs" / "tables.md").read_text)
+    monkeypatch.setattr(generate, "kinds_page", (ROOT / "docs" / "kinds.md").read_text)
+    monkeypatch.setattr(sys, "argv", ["docs.generate", "--check"])
+    generate.main()
+    assert capsys.readouterr().out == "everything is up to date\n"
+
+    source = generate.API.read_text()
+    assert source.count("def top(self, k: int = 10)") == 1
+    changed = tmp_path / "api.py"
+    changed.write_text(source.replace("def top(self, k: int = 10)", "def top(self, k: int = 20)"))
+    monkeypatch.setattr(generate, "API", changed)
+    with pytest.raises(SystemExit, match=r"^docs/api\.md: not what the code says"):
+        generate.main()
+
+
+def test_the_page_of_the_api_has_every_public_name() -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    for name in patchsae.__all__:
+        assert f"\n## `{name}`\n" in page
+        members = vars(getattr(patchsae, name)) if name.startswith(("Open", "Encoded")) else {}
+        fields = getattr(getattr(patchsae, name), "__dataclass_fields__", {})
+        for member in members:
+            if not member.startswith("_") and member not in fields:
+                assert f"\n### `{name}.{member}`\n" in page
 
 
 def sql_examples() -> list[str]:
