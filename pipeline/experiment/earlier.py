@@ -1,15 +1,14 @@
 """`Earlier`: the artifacts of a store that are near a planned one, from which a plan tells why it would run.
 
-Near is what the last runs of the experiment had at the same address. If there is none, it is an artifact of the
-same kind that was made from the same images, with the same settings or, for the most part, from the same other
-inputs. Images and weights are the same if they come from the same place. Of several near ones, the one that
-differs least is compared.
+Near is what the runs of the experiment had at the same address. If there is none, it is an artifact of the same
+kind that was made from the same inputs, and differs in a few settings at most. Images and weights are the same if
+they come from the same place. Of several near ones, the one that differs least is compared.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +25,9 @@ _SHOWN = 3
 _SOURCE, _IMAGES, _KIND = "source", "images", "kind"
 # The pairs of two artifacts in which they differ if one field has another value: its old and its new one.
 _ONE_CHANGE = 2
-_VERSION = "code version"
+_VERSION, _ABSENT = "code version", "absent"
+# The number of settings in which an artifact that no run of the experiment made may differ.
+_FEW_SETTINGS = 2
 
 
 @dataclass(frozen=True)
@@ -45,21 +46,6 @@ class _Known:
 
 
 @dataclass
-class _Stage:
-    """The artifacts of a stage: all, by kind and inputs, and by kind and settings."""
-
-    all: list[_Known] = field(default_factory=list)
-    by_inputs: dict[Hashable, list[_Known]] = field(default_factory=dict)
-    by_settings: dict[Hashable, list[_Known]] = field(default_factory=dict)
-
-    def add(self, known: _Known) -> None:
-        kind, roles = known.fields.get(_KIND), _roles(known.fields)
-        self.all.append(known)
-        self.by_inputs.setdefault((kind, frozenset(roles.items())), []).append(known)
-        self.by_settings.setdefault((kind, _settings(known.fields)), []).append(known)
-
-
-@dataclass
 class Earlier:
     """Finds near artifacts, and tells how a planned one differs from them. It looks at a stage's artifacts once.
 
@@ -68,7 +54,8 @@ class Earlier:
 
     store: Store
     experiment: str | None = None
-    _known: dict[str, _Stage] = field(default_factory=dict)
+    _known: dict[str, list[_Known]] = field(default_factory=dict)
+    _grouped: dict[str, dict[Hashable, list[_Known]]] = field(default_factory=dict)
     _changed: dict[tuple[str, str], str | None] = field(default_factory=dict)
 
     def why(
@@ -98,10 +85,10 @@ class Earlier:
         return None if newest is None else newest.artifact.identity
 
     def _nearest(self, node: Node, fields: Mapping[str, Any], source: Source | None) -> _Known | None:
-        near = self._near(node, source)
-        if not near and not node.stage.identified_by_content:
-            near = self._alike(node.stage.name, fields)
         pairs, best, least = _pairs(fields), None, 0
+        near: Iterable[_Known] = self._near(node, source)
+        if not near and not node.stage.identified_by_content:
+            near = self._alike(node.stage.name, fields, pairs)
         for one in near:
             n_changed = len(one.pairs ^ pairs)
             if best is None or n_changed < least:
@@ -113,7 +100,7 @@ class Earlier:
     def _near(self, node: Node, source: Source | None) -> list[_Known]:
         """What the experiment's runs had at the node's address, or else what was made from the same place."""
         keys = self._recorded.get((node.stage.name, node.address), set())
-        known = self._of(node.stage.name).all
+        known = self._of(node.stage.name)
         recorded = [one for one in known if one.artifact.key in keys] if keys else []
         place = dict(source.location) if source is not None else {}
         # Another experiment of the same name may have had other images or weights at this address.
@@ -122,35 +109,31 @@ class Earlier:
                 return here
         return recorded
 
-    def _alike(self, stage: str, wanted: Mapping[str, Any]) -> list[_Known]:
-        """The artifacts that are near one with these fields, by their kind and images, and inputs or settings."""
-        known, kind, ours = self._of(stage), wanted.get(_KIND), _roles(wanted)
-        found: dict[str, _Known] = {}
-        for group in known.by_inputs.values():
-            theirs = _roles(group[0].fields)
-            n_same = sum(self._is_same(theirs.get(role), identity) for role, identity in ours.items())
-            is_most = 2 * n_same > len(ours.keys() | theirs.keys())
-            if is_most and group[0].fields.get(_KIND) == kind and self._has_images_of(theirs, ours):
-                found |= {one.artifact.key: one for one in group}
-        for one in known.by_settings.get((kind, _settings(wanted)), []):
-            if self._has_images_of(_roles(one.fields), ours):
-                found[one.artifact.key] = one
-        return list(found.values())
+    def _alike(
+        self, stage: str, wanted: Mapping[str, Any], pairs: frozenset[tuple[str, str]]
+    ) -> Iterator[_Known]:
+        """The artifacts of the same kind and inputs as these fields that differ from them in a few settings."""
+        if stage not in self._grouped:
+            groups = self._grouped[stage] = {}
+            for one in self._of(stage):
+                groups.setdefault(self._origin(one.fields), []).append(one)
+        others = {_VERSION, *_roles(wanted)}
+        most = _ONE_CHANGE * (_FEW_SETTINGS + len(others))
+        for one in self._grouped[stage].get(self._origin(wanted), []):
+            differing = one.pairs ^ pairs
+            if len(differing) <= most and len({name for name, _ in differing} - others) <= _FEW_SETTINGS:
+                yield one
 
-    def _has_images_of(self, theirs: Mapping[str, str], ours: Mapping[str, str]) -> bool:
-        images = _role(_IMAGES)
-        return images not in ours or self._is_same(theirs.get(images), ours[images])
-
-    def _is_same(self, one: str | None, other: str) -> bool:
-        """Whether two identities are equal, or of images or weights from the same place."""
-        place = self._places.get(str(one))
-        return one == other or (place is not None and place == self._places.get(other))
+    def _origin(self, fields: Mapping[str, Any]) -> Hashable:
+        """The kind, and the inputs by their roles; of images and weights the place, if they lay anywhere."""
+        inputs = {role: self._places.get(identity, identity) for role, identity in _roles(fields).items()}
+        return fields.get(_KIND), frozenset(inputs.items())
 
     @cached_property
     def _places(self) -> dict[str, str]:
         """Where the images and weights lay that have an identity, if they lay anywhere."""
         found = {}
-        for known in (*self._of("index").all, *self._of("weights").all):
+        for known in (*self._of("index"), *self._of("weights")):
             if location := _place_of(known.artifact):
                 found[known.artifact.identity] = canonical_json(location)
         return found
@@ -161,16 +144,14 @@ class Earlier:
             self._changed[have, wanted] = None
             for stage in STAGES.values():
                 if stage.changed_content is not None:
-                    of = {known.artifact.identity: known.artifact for known in self._of(stage.name).all}
+                    of = {known.artifact.identity: known.artifact for known in self._of(stage.name)}
                     if have in of and wanted in of:
                         self._changed[have, wanted] = stage.changed_content(of[have], of[wanted])
         return self._changed[have, wanted]
 
-    def _of(self, stage: str) -> _Stage:
+    def _of(self, stage: str) -> list[_Known]:
         if stage not in self._known:
-            self._known[stage] = _Stage()
-            for artifact in self.store.readable(stage):
-                self._known[stage].add(_Known.of(artifact))
+            self._known[stage] = [_Known.of(artifact) for artifact in self.store.readable(stage)]
         return self._known[stage]
 
     @cached_property
@@ -207,14 +188,9 @@ def _difference(
 ) -> str:
     have = nearest.fields
     if have.get(_KIND) != fields.get(_KIND):
-        return f"kind: {have.get(_KIND, 'absent')} -> {fields.get(_KIND, 'absent')}"
-    names = [
-        name
-        for name in sorted(have.keys() | fields.keys())
-        if have.get(name, "absent") != fields.get(name, "absent")
-    ]
+        return f"kind: {have.get(_KIND, _ABSENT)} -> {fields.get(_KIND, _ABSENT)}"
     changed = []
-    for name in names:
+    for name in sorted(_differing(have, fields)):
         if name == _role(_SOURCE) and node.stage.changed_source is not None:
             changed.append(node.stage.changed_source(node.config, nearest.artifact) or f"{name} changed")
         elif name in (*_roles(have), *_roles(fields)):
@@ -224,11 +200,16 @@ def _difference(
             told = node.stage.changes[fields[name]]
             changed.append(f"{name}: {have[name]} -> {fields[name]}, which {told}")
         else:
-            changed.append(f"{name}: {have.get(name, 'absent')} -> {fields.get(name, 'absent')}")
+            changed.append(f"{name}: {have.get(name, _ABSENT)} -> {fields.get(name, _ABSENT)}")
     if not changed:
         return "is not in the store any more"
     more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
     return "; ".join(changed[:_SHOWN]) + more
+
+
+def _differing(have: Mapping[str, Any], wanted: Mapping[str, Any]) -> set[str]:
+    """The names of the fields in which two artifacts differ."""
+    return {n for n in have.keys() | wanted.keys() if have.get(n, _ABSENT) != wanted.get(n, _ABSENT)}
 
 
 def _role(role: str) -> str:
@@ -238,12 +219,6 @@ def _role(role: str) -> str:
 def _roles(fields: Mapping[str, Any]) -> dict[str, str]:
     prefix = _role("")
     return {name: value for name, value in fields.items() if name.startswith(prefix)}
-
-
-def _settings(fields: Mapping[str, Any]) -> str:
-    """The fields without inputs and version, as text."""
-    prefix = _role("")
-    return canonical_json({n: v for n, v in fields.items() if n != _VERSION and not n.startswith(prefix)})
 
 
 def _fields(version: int, config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:

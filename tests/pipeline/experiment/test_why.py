@@ -83,6 +83,49 @@ evaluations: {}
     assert told(store, relu)["train/one"] == ("to run", "never run")
 
 
+def test_nothing_is_compared_with_the_artifacts_of_another_backbone_or_sae_on_the_same_images(
+    store: Store, experiment: Experiment, text: str
+) -> None:
+    added = """
+  small: {kind: shapes_clip}
+saes:
+  jump: {kind: jumprelu, dataset: photos, backbone: small, n_latents: 32, batch_size: 64, n_steps: 2}"""
+    tests = """
+  of-jump: {kind: statistics, sae: jump}
+  tested: {kind: reconstruction, sae: SAE}"""
+    first = text.rstrip() + tests.replace("\n  of-jump: {kind: statistics, sae: jump}", "").replace(
+        "SAE", "one"
+    )
+    run(work_on(store, parse(first, "small")), Runtime())
+    both = parse(
+        text.rstrip().replace("\nsaes:", added)
+        + tests.replace("SAE", "jump")
+        + """
+  jump-test: {kind: reconstruction, sae: jump}
+""",
+        "small",
+    )
+    run(work_on(store, both, only=["index", "weights", "extract", "train"]), Runtime())
+    whys = {address: why for address, (_, why) in told(store, both).items()}
+    # `tested` was run, with the other SAE; the others are new.
+    assert "input sae changed" in whys.pop("reconstruction/tested")
+    assert {address: why for address, why in whys.items() if why != "never run"} == {}
+    assert any(a.startswith("classifier/photos-small") for a in whys) and "reconstruction/jump-test" in whys
+
+
+def test_an_artifact_of_many_other_settings_is_no_earlier_one(
+    store: Store, experiment: Experiment, text: str
+) -> None:
+    def why(sae: str) -> str:
+        changed = text.replace("name: small", "name: third").replace(
+            "{kind: topk, k: 4", "{kind: topk, " + sae
+        )
+        return told(store, parse(changed, "third"))["train/one"][1]
+
+    assert why("k: 5, lr: 0.5") == "k: 4 -> 5; lr: 0.0004 -> 0.5"
+    assert why("k: 5, lr: 0.5, seed: 3") == "never run"
+
+
 def test_of_a_touched_image_only_the_index_is_said_to_run(
     store: Store, experiment: Experiment, photos: Path
 ) -> None:
