@@ -7,6 +7,7 @@ tables.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
@@ -47,8 +48,10 @@ from patchsae.storage.manifest import Summary
 from patchsae.storage.scratch import ScratchArrays
 from patchsae.storage.tables import expected_bytes
 
-# Bytes of a row of the table `latents`, and the share of possible rows that the tables per image and class have.
-_BYTES_PER_LATENT, _SHARE_OF_PAIRS = 90, 0.7
+# Bytes of a row of the table `latents`: of a dead latent, whose columns are null or 0, and what firing adds.
+_BYTES_PER_LATENT, _BYTES_OF_FIRING = 12, 78
+# The share of possible rows that the tables per image and class have.
+_SHARE_OF_PAIRS = 0.7
 
 
 class StatisticsConfig(EvaluationConfig, ImagesConfig, TableSettings):
@@ -140,16 +143,18 @@ def _merge(
 
 
 def _predict(config: StatisticsConfig, inputs: Upstreams) -> Prediction:
-    """How many latents an image fires depends on the SAE: it is taken to be half the tokens' entries."""
+    """How many latents an image fires depends on the SAE: half the tokens' entries are taken to be of other latents."""
     known = foresee(config, config.split, inputs)
     if known is None:
         return Prediction()
-    fired = min(known.n_latents, known.l0 * known.tokens / 2)
+    fired = _distinct(known.l0 * known.tokens / 2, known.n_latents)
+    alive = _distinct(known.n_images * fired, known.n_latents)
     pairs = min(known.n_classes * known.n_latents, known.n_images * fired) * _SHARE_OF_PAIRS
     top = min(known.n_latents * config.k_images, known.n_images * fired) * _SHARE_OF_PAIRS
     n_bytes = (
         MANIFEST_BYTES
         + expected_bytes(latents_schema(config.quantiles), known.n_latents, _BYTES_PER_LATENT)
+        + round(alive * _BYTES_OF_FIRING)
         + expected_bytes(LATENT_IMAGES, top, 14)
         + expected_bytes(CLASS_LATENTS, pairs, 9)
     )
@@ -158,6 +163,11 @@ def _predict(config: StatisticsConfig, inputs: Upstreams) -> Prediction:
     scratch = known.n_parts * per_part + round(24 * min(pairs * known.n_parts, known.n_images * fired))
     counted = [(counting(), known.n_pairs)] if known.is_dense else []
     return Prediction({"n_images": known.n_images}, n_bytes, scratch, [*known.encoding(), *counted])
+
+
+def _distinct(n_draws: float, n_latents: int) -> float:
+    """About how many of the latents occur among so many draws of any of them."""
+    return n_latents * -math.expm1(-n_draws / n_latents)
 
 
 STAGE = PartStage(

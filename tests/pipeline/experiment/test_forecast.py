@@ -75,6 +75,23 @@ def test_bytes_of_every_stage_are_predicted_within_a_factor_of_two(
     assert at_once >= stay + 0.5 * sum(most.values())
 
 
+@pytest.mark.parametrize(
+    ("n_images", "sae"),
+    [(8, "k: 4, n_latents: 4096"), (8, "k: 32, n_latents: 2048")],
+)
+def test_tables_are_predicted_small_where_few_images_leave_most_latents_dead(
+    store: Store, n_images: int, sae: str
+) -> None:
+    text = TEXT.replace("train: 96, test: 48", f"train: {n_images}, test: 4")
+    text = text.replace("k: 8", sae.split(",")[0]).replace("n_latents: 256", sae.split(", ")[1])
+    only = ["index", "weights", "extract", "train/topk", "statistics"]
+    before = planned(store, text)["statistics/statistics"]
+    run(work_on(store, parse(text, "small"), only=only), Runtime())
+    item = planned(store, text)["statistics/statistics"]
+    assert item.state == "cached" and item.key is not None and before.n_bytes is not None
+    assert 0.5 < before.n_bytes / store.at("statistics", item.key).n_bytes() < 2
+
+
 class _Counted(Machine):
     """A machine that does everything in one second per unit, but takes no time for what is the same on any."""
 
