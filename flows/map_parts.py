@@ -204,6 +204,7 @@ class DaskParts:
     def __init__(self, address: str) -> None:
         self.address = address
         self._cluster: distributed.LocalCluster | None = None
+        self._nannies: list[distributed.Nanny] = []
         self._held = contextlib.ExitStack()
 
     def __enter__(self) -> DaskParts:
@@ -218,12 +219,10 @@ class DaskParts:
 
     def _kill_workers(self) -> None:
         """Ends the local workers in the middle of their parts, which count only once they are in the ledger."""
-        if self._cluster is None:
-            return
         # What Dask then has to say is no news to the user.
         for name in ("distributed", "tornado.application"):
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-        for nanny in self._cluster.workers.values():
+        for nanny in self._nannies:
             # Otherwise it starts another worker.
             nanny.close_gracefully("interrupted")
             if nanny.pid is not None:
@@ -298,6 +297,12 @@ class DaskParts:
         assert self._cluster is not None
         return str(self._cluster.scheduler_address), self._cluster.security
 
+    def _nanny(self, *arguments: Any, **settings: Any) -> distributed.Nanny:
+        """Starts one worker. Dask's cluster itself knows a worker only when it has connected."""
+        nanny = distributed.Nanny(*arguments, **settings)
+        self._nannies.append(nanny)
+        return nanny
+
     def _start_cluster(self, n_workers: int) -> None:
         logging.getLogger("distributed").setLevel(logging.ERROR)
         scratch = str(self._held.enter_context(run_folder()).path)
@@ -308,6 +313,8 @@ class DaskParts:
         with dask.config.set({"temporary-directory": scratch}), _blocked(_SIGNALS):
             cluster = distributed.LocalCluster(
                 n_workers=0,
+                processes=True,
+                worker_class=self._nanny,
                 threads_per_worker=1,
                 # No memory limit: parts return no data to Dask, so Dask could free no memory by spilling.
                 memory_limit=0,
