@@ -10,6 +10,7 @@ import polars as pl
 from patchsae.pipeline.core.text import count
 from patchsae.pipeline.images.dataset import DatasetConfig
 from patchsae.pipeline.images.files import names
+from patchsae.pipeline.images.tables import LATER_COLUMNS
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.errors import UserError
 
@@ -83,8 +84,8 @@ def _with(sources: Sequence[str], images: Mapping[str, tuple[str, ...]], treatme
 def _images_of(index: Artifact) -> dict[str, tuple[str, ...]]:
     """Source -> digest, treatment, class and split of every image of an index."""
     images = index.scan("images").collect()
-    if "treatment" not in images.columns:
-        images = images.with_columns(treatment=pl.lit(""))
+    later = [pl.lit(v).alias(column) for column, v in LATER_COLUMNS.items() if column not in images.columns]
+    images = images.with_columns(later)
     rows = images.select("source", "digest", "treatment", "class_name", "split").iter_rows()
     return {source: tuple(others) for source, *others in rows}
 

@@ -46,10 +46,14 @@ IMAGES = TableSchema(
             "treatment",
             pa.string(),
             "What was done to the stored pixels: `orientation 6` (turned or mirrored as that EXIF tag says), "
-            "`background white` (transparent pixels were put on it), both, or nothing.",
+            "`background white` (transparent pixels were put on it), both, or an empty text, never null, if nothing "
+            "was done.",
         ),
     ),
 )
+LATER_COLUMNS = {"treatment": ""}
+"""The columns of `images` that an index of version 0.1 or earlier lacks -> what they would hold. It used all pixels
+as they are stored."""
 
 
 CLASSES = TableSchema(

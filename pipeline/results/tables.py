@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from patchsae.pipeline.images.tables import IMAGES, LATER_COLUMNS
 from patchsae.pipeline.results.find import SAE_STAGES, records_of
 from patchsae.storage import tables
 from patchsae.storage.artifacts import Artifact
@@ -33,6 +34,8 @@ KEY_COLUMNS = {
 _APPLICABLE = {"index": ("dataset",), **dict.fromkeys(SAE_STAGES, ("dataset", "backbone", "sae"))}
 """The names that apply to the tables of a stage; all of them to those of an evaluation."""
 
+# Table -> the columns that artifacts of earlier versions lack, with what they would hold.
+_LATER = {IMAGES.name: LATER_COLUMNS}
 # All frames share one list of categories, so that they can be concatenated and joined.
 _NAME_TYPE = pl.Categorical
 # A column that numbers the sets of names of artifacts, while a table is read.
@@ -114,6 +117,11 @@ class Catalog:
         # Without glob, since the store's path may hold a `*`.
         plain = pl.scan_parquet(files, glob=False).with_columns(pl.col("artifact").cast(pl.String))
         own = plain.collect_schema().names()
+        later = {column: v for column, v in _LATER.get(name, {}).items() if column not in own}
+        plain, own = (
+            plain.with_columns(pl.lit(v).alias(column) for column, v in later.items()),
+            [*own, *later],
+        )
         if name == "frontier" and "key" in own:
             plain, own = plain.rename({"key": "sae_key"}), [*own, "sae_key"]
         applicable = _APPLICABLE.get(artifacts[0].stage, NAMES)
