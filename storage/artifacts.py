@@ -132,9 +132,9 @@ class Artifact:
         # Without glob, since the store's path may hold a `*`.
         return pl.scan_parquet(self._checked_files(name), glob=False)
 
-    def columns(self, name: str) -> list[tuple[str, str, str]]:
-        """(name, type, sentence) of every column of one of its tables. Raises UserError as `scan` does."""
-        return tables.columns(self._checked_files(name)[0])
+    def sentences(self, name: str) -> dict[str, str]:
+        """Column -> its sentence, of one of its tables. Raises UserError as `scan` does."""
+        return tables.sentences(self._checked_files(name)[0])
 
     def _checked_files(self, name: str) -> list[Path]:
         records = self._table_records(name)

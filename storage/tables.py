@@ -102,9 +102,8 @@ def _empty_bytes(schema: TableSchema) -> int:
     return len(encode(schema, {column.name: [] for column in schema.columns}, ""))
 
 
-def columns(path: Path) -> list[tuple[str, str, str]]:
-    """(name, type, sentence) of every column of a Parquet file, from its metadata."""
-    return [
-        (field.name, str(field.type), (field.metadata or {}).get(b"description", b"").decode())
-        for field in pq.read_schema(path)
-    ]
+def sentences(path: Path) -> dict[str, str]:
+    """Column -> its sentence, of every column of a Parquet file, from its metadata."""
+    return {
+        field.name: (field.metadata or {}).get(b"description", b"").decode() for field in pq.read_schema(path)
+    }

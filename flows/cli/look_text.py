@@ -47,6 +47,8 @@ def status_text(rows: Sequence[dict[str, Any]], store: Store) -> str:
     )
 
 
+_WIDTH, _SHOWN_OF_A_TEXT = 10_000, 100
+
 Format = Literal["table", "csv", "json", "jsonl", "parquet"]
 _SUFFIXES: dict[str, Format] = {
     ".csv": "csv",
@@ -74,7 +76,7 @@ def write_rows(frame: pl.DataFrame, style: Format, output: Path | None) -> None:
     """Writes rows to a file or to standard output. Raises UserError if they cannot be written there."""
     if style == "parquet" and output is None and sys.stdout.isatty():
         raise UserError("--format parquet: not readable on a terminal; name a file with --output FILE.")
-    data = _rendered(frame, style)
+    data = _rendered(frame, style, whole=output is not None or not sys.stdout.isatty())
     if output is None:
         result(data)
         return
@@ -86,10 +88,12 @@ def write_rows(frame: pl.DataFrame, style: Format, output: Path | None) -> None:
         ) from None
 
 
-def _rendered(frame: pl.DataFrame, style: Format) -> bytes:
+def _rendered(frame: pl.DataFrame, style: Format, whole: bool) -> bytes:
+    """The rows as bytes. A table shows texts whole, or else their first 100 characters."""
     match style:
         case "table":
-            with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=10_000, fmt_str_lengths=100):
+            longest = _WIDTH if whole else _SHOWN_OF_A_TEXT
+            with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=_WIDTH, fmt_str_lengths=longest):
                 return f"{frame}\n".encode()
         case "csv":
             # CSV has no lists.

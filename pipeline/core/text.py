@@ -7,15 +7,22 @@ from collections.abc import Iterable
 
 from rich.filesize import decimal
 
+_LISTED = 20
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of an error message about an unknown word: `; did you mean X?`, or the list of known words."""
+
+def nearest(word: str, known: Iterable[str], lister: str = "") -> str:
+    """The end of an error message about an unknown word: `; did you mean X?`, or the list of known words.
+
+    Of more than 20 known words the first are listed; `lister` is a command that lists all.
+    """
     options = sorted(known)
     matches = difflib.get_close_matches(word, options, n=3, cutoff=0.5)
     if matches:
         return "; did you mean " + " or ".join(f"`{match}`" for match in matches) + "?"
-    shown = ", ".join(f"`{option}`" for option in options[:20]) or "none"
-    return f"; there is {shown}."
+    shown = ", ".join(f"`{option}`" for option in options[:_LISTED]) or "none"
+    n_more = len(options) - _LISTED
+    more = f", and {n_more:,} more" + (f" (`{lister}` lists them)" if lister else "") if n_more > 0 else ""
+    return f"; there is {shown}{more}."
 
 
 def first_line(error: BaseException) -> str:

@@ -129,21 +129,29 @@ def _explain(message: str, known: list[str], frames: dict[str, pl.LazyFrame]) ->
             )
         return f"query: no table `{found[1]}` in this store{nearest(found[1], known)}"
     if found := re.match(r'unable to find column "(.+?)"', message):
+        missing, tables = found[1], sorted(frames)
+        if missing.rpartition(".")[2] == "experiment":
+            return (
+                f"query: no column `{missing}` in {', '.join(tables)}; name the experiment with the option "
+                "`--experiment NAME`, which limits the tables to its rows."
+            )
         columns = {column for frame in frames.values() for column in frame.collect_schema().names()}
-        return f"query: no column `{found[1]}` in {', '.join(sorted(frames))}{nearest(found[1], columns)}"
+        lister = f"DESCRIBE {tables[0]}" if len(tables) == 1 else "DESCRIBE TABLE"
+        return f"query: no column `{missing}` in {', '.join(tables)}{nearest(missing, columns, lister)}"
     return f"query: {message.removeprefix('sql parser error: ').rstrip('.')}; it is read as Polars SQL."
 
 
 def describe(store: Store, experiment: str | None = None) -> list[list[str]]:
-    """(table, column, type, description) of every column of every table, from the Parquet metadata."""
+    """(table, column, type, description) of every column of every table.
+
+    The type is that which Polars gives the column, and the description that of the Parquet metadata.
+    """
     catalog = Catalog(store, experiment)
     rows = [[ARTIFACTS, name, str(kind), text] for name, (kind, text) in ARTIFACT_COLUMNS.items()]
     for name, artifacts in sorted(catalog.artifacts.items()):
-        described = {
-            column: (kind, text) for artifact in artifacts for column, kind, text in artifact.columns(name)
-        }
-        for column in catalog.scan(name).collect_schema().names():
-            added = {**NAME_COLUMNS, **KEY_COLUMNS}
-            kind, text = described.get(column) or ("dictionary<string>", added[column])
-            rows.append([name, column, kind, text])
+        texts = {**NAME_COLUMNS, **KEY_COLUMNS}
+        for artifact in artifacts:
+            texts |= artifact.sentences(name)
+        for column, kind in catalog.scan(name).collect_schema().items():
+            rows.append([name, column, str(kind), texts[column]])
     return rows

@@ -328,6 +328,11 @@ def test_tables_can_be_listed_in_sql(full_store: Store) -> None:
     assert {"artifacts", "latents", "masking"} <= {row["table"] for row in rows("show tables;")}
     columns = rows("DESCRIBE latents")
     assert "frequency" in {row["column"] for row in columns} and all(row["description"] for row in columns)
+    types = {row["column"]: row["type"] for row in columns}
+    assert (types["sae"], types["artifact"], types["frequency"]) == ("Categorical", "String", "Float64")
+    shown = patchsae("query", "DESCRIBE latents", "--store", full_store.root).stdout
+    assert max(len(str(row["description"])) for row in columns) > 100
+    assert all(str(row["description"]) in shown for row in columns)
     assert "did you mean `latents`" in sentence(
         patchsae("query", "describe latnets", "--store", full_store.root)
     )
@@ -347,6 +352,11 @@ def test_query_joins_tables_and_the_store_itself(full_store: Store) -> None:
     [
         ("SELECT * FROM latnets", "no table `latnets` in this store; did you mean `latents`"),
         ("SELECT latnet FROM latents", "no column `latnet` in latents; did you mean `latent`"),
+        ("SELECT qqq FROM masking", " more (`DESCRIBE masking` lists them)."),
+        (
+            "SELECT experiment FROM masking",
+            "no column `experiment` in masking; name the experiment with the option `--exp",
+        ),
         ("SELEC * FROM latents", "Expected"),
         ("SELECT no_such(latent) FROM latents", "no_such"),
         ("", "query: "),
