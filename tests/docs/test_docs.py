@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 import patchsae
@@ -119,3 +120,19 @@ def test_every_query_of_a_page_runs_and_finds_rows(sql: str, store: Store) -> No
     done = CliRunner().invoke(app, ["query", sql, "--store", str(store.root), "--format", "json"])
     assert done.exit_code == 0, done.stderr
     assert done.stdout.strip() != "[]", sql
+
+
+def test_the_python_of_the_page_on_queries_runs_and_leaves_the_store_as_it_is(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "query.md").read_text(), flags=re.S)
+    assert len(blocks) == 3
+    key = next((store.root / "extract").iterdir()).name
+    (tmp_path / "store").symlink_to(store.root)
+    Image.new("RGB", (50, 40), "red").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(store.root.rglob("*"))
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block.replace("1389", "1").replace('"demo"', '"two"').replace("KEY", key), names)
+    assert sorted(store.root.rglob("*")) == before
