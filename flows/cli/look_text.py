@@ -15,6 +15,7 @@ from patchsae.flows.cli.screen import result
 from patchsae.flows.cli.text import table
 from patchsae.pipeline.core.text import count, number, size
 from patchsae.pipeline.results.pick import By
+from patchsae.pipeline.results.status import experiments_of_records, names_text
 from patchsae.storage.errors import UserError
 from patchsae.storage.files import expanded
 from patchsae.storage.store import Store
@@ -29,13 +30,14 @@ def status_text(rows: Sequence[dict[str, Any]], store: Store) -> str:
     """The artifacts of a store as a table, or a sentence if there are none."""
     if not rows:
         return f"{store.root}: nothing here yet; `patchsae demo` makes a first experiment."
+    experiments = experiments_of_records(store)
     shown = [
         [
             r["stage"],
             r["key"][:16],
             r["state"],
             size(r["bytes"]),
-            ", ".join(r["names"]),
+            names_text(r["names"], experiments),
             summary_text(r["summary"]),
         ]
         for r in rows

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 import patchsae
-from patchsae.flows.cli.look_text import pick_json, pick_text
+from patchsae.flows.cli.look_text import pick_json, pick_text, status_text
 from patchsae.pipeline.core.stage import Runtime
 from patchsae.pipeline.experiment.experiment import parse
 from patchsae.pipeline.experiment.request import work_on
@@ -240,6 +240,13 @@ def test_names_are_those_of_the_newest_version_of_an_experiment(tmp_path: Path) 
     assert ("two", first) in names(Catalog(store, earlier).scan("training"), "sae", "artifact")
     rows = {row["key"]: row["names"] for row in status_rows(store)}
     assert rows[first] == [f"{earlier}: train/two"] and rows[second] == ["mine: train/two"]
+    [shared] = [names for names in rows.values() if any("weights/" in name for name in names)]
+    assert len({name.partition(":")[0] for name in shared}) == 2
+    text = status_text(status_rows(store), store)
+    [line] = [line for line in text.splitlines() if line.startswith("weights")]
+    assert line.count("mine") == 1 and "mine: weights/" in line and "(and 1 other record)" in line
+    [line] = [line for line in text.splitlines() if first[:16] in line]
+    assert f"{earlier}: train/two " in line and "other record" not in line
     store.records.forget("mine")
     assert find_sae(store, "two").key == first, "the only version that is left"
 
