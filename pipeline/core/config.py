@@ -31,6 +31,13 @@ class NameIn(Unhashed):
 
 
 @dataclass(frozen=True)
+class AlsoNames:
+    """Marks a field that takes one of these names in place of the value that the name stands for."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class PathIn(Unhashed):
     """Marks a field whose value is the path of a file or folder, which is absolute once an experiment is read."""
 

@@ -19,7 +19,7 @@ from pydantic_core import PydanticUndefined
 
 from patchsae.pipeline.backbones.backbone import BackboneConfig, ExtractConfig
 from patchsae.pipeline.classification.classifier import Prompts
-from patchsae.pipeline.core.config import Config, NameIn, Unhashed
+from patchsae.pipeline.core.config import AlsoNames, Config, NameIn, Unhashed
 from patchsae.pipeline.core.stage import Section
 from patchsae.pipeline.evaluations.evaluation import EvaluationConfig
 from patchsae.pipeline.experiment.kinds import KINDS
@@ -59,7 +59,7 @@ def described(config: type[Config], without: type[Config] | None = None) -> list
     sentences = _sentences_of(config)
     shared = without.model_fields if without is not None else {}
     return [
-        Described(name, _type(field.annotation), _default(field), _with_marks(field, sentences.get(name, "")))
+        Described(name, _type_of(field), _default(field), _with_marks(field, sentences.get(name, "")))
         for name, field in config.model_fields.items()
         if name != "kind" and not (name in shared and field.default == shared[name].default)
     ]
@@ -83,6 +83,13 @@ def _sentences_of(config: type[Config]) -> dict[str, str]:
                 assert isinstance(field.target, ast.Name) and isinstance(text.value, ast.Constant)
                 found[field.target.id] = " ".join(str(text.value.value).split())
     return found
+
+
+def _type_of(field: FieldInfo) -> str:
+    """The type of a field, with the names that it takes in place of a value."""
+    names = [f"`{name}`" for mark in field.metadata if isinstance(mark, AlsoNames) for name in mark.names]
+    *others, last = [_type(field.annotation), *names]
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _type(kind: Any) -> str:

@@ -12,6 +12,7 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
+from patchsae.pipeline.core.config import AlsoNames
 from patchsae.pipeline.saes.sae import Sae
 
 DecoderBias = Literal["geometric_median", "geometric_median_reference", "mean", "zeros"]
@@ -31,7 +32,7 @@ def _of_its_name(value: Any) -> Any:
         raise ValueError(f"write {' or '.join(ENCODER_SCALES)}, or a number above 0") from None
 
 
-EncoderScale = Annotated[float, BeforeValidator(_of_its_name), Field(gt=0)]
+EncoderScale = Annotated[float, BeforeValidator(_of_its_name), Field(gt=0), AlsoNames(tuple(ENCODER_SCALES))]
 """A norm above 0, or one of the names in `ENCODER_SCALES`."""
 
 # Weight of the token in a decoder row of `data_points`. The rest is random: two rows may get the same token.

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from patchsae.flows.cli.app import app
 from patchsae.pipeline.core.machine import Machine, Probe
+from patchsae.pipeline.shapes.world import SPLITS
 from patchsae.storage.records import ExperimentRecord, RecordedNode
 from patchsae.storage.store import Store
 from tests.support import small_run
@@ -319,6 +320,18 @@ def test_lists_fit_into_csv(full_store: Store) -> None:
     assert {"stage": "train", "names": "small: train/relu"} in pl.read_csv(
         io.StringIO(shown.stdout)
     ).to_dicts()
+
+
+def test_kinds_names_the_words_that_a_number_or_a_mapping_takes() -> None:
+    fields = {
+        kind: {
+            field["name"]: field
+            for field in json.loads(patchsae("kinds", kind, "--json").stdout)[0]["fields"]
+        }
+        for kind in ("topk", "shapes")
+    }
+    assert fields["topk"]["encoder_scale"]["type"] == "number, `live_latents` or `low_fvu`"
+    assert all(f"`{split}`" in fields["shapes"]["splits"]["meaning"] for split in SPLITS)
 
 
 def test_tables_can_be_listed_in_sql(full_store: Store) -> None:

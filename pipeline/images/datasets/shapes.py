@@ -31,7 +31,8 @@ class ShapesConfig(DatasetConfig):
     seed: int
     """The seed of the world; another seed gives other images."""
     splits: dict[str, int]
-    """Split of the world -> number of images."""
+    """Split of the world -> number of images: of `pretrain`, `heldout`, `train`, `test`, `downstream_train`,
+    `downstream_test` and `two_objects`, those that are wanted."""
     label: Label = "shape"
     """The attribute whose values are the classes."""
     shift: Annotated[Shift | None, HashedUnless(None)] = None
