@@ -123,6 +123,7 @@ def _run(config: DatasetConfig, inputs: Inputs, out: Builder, runtime: Runtime) 
             for split in dict.fromkeys(r.split for r in records)
         ),
         **_noteworthy(corrupt, rows, [name for name, n in zip(class_names, counts, strict=True) if not n]),
+        **_absent(rows, class_names),
     }
 
 
@@ -156,6 +157,20 @@ def _noteworthy(corrupt: Sequence[_Row], rows: Sequence[_Row], empty: Sequence[s
     return {name: value for name, value in found.items() if value}
 
 
+def _absent(rows: Sequence[_Row], class_names: Sequence[str]) -> Summary:
+    """The classes that have images, but none in one of the splits, as entries of the summary; none if there are
+    none."""
+    of_split: dict[str, set[int]] = defaultdict(set)
+    for row in rows:
+        of_split[row["split"]].update(_labels(row))
+    present = set().union(*of_split.values())
+    absent = {split: sorted(present - labels) for split, labels in of_split.items() if present - labels}
+    if not absent:
+        return {}
+    told = (f"`{split}` ({names(class_names[i] for i in labels)})" for split, labels in absent.items())
+    return {"n_absent_classes": len(set().union(*absent.values())), "absent_classes": ", ".join(told)}
+
+
 def _differs(group: Iterable[_Row], column: str) -> bool:
     return len({row[column] for row in group}) > 1
 
@@ -177,6 +192,9 @@ def remarks(summary: Summary) -> list[str]:
     if "n_empty_classes" in n:
         several = count(n["n_empty_classes"], "class has", "classes have")
         found.append(f"{several} no image that can be read: {summary['empty_classes']}")
+    if "n_absent_classes" in n:
+        several = count(n["n_absent_classes"], "class has", "classes have")
+        found.append(f"{several} no image in one of the splits: {summary['absent_classes']}")
     if "n_turned" in n:
         several = count(n["n_turned"], "image is", "images are")
         found.append(f"{several} turned upright as the EXIF orientation says")

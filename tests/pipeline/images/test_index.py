@@ -187,6 +187,7 @@ def test_equal_images_are_told(store: Store, runtime: Runtime, folder: Path) -> 
     config = ImageFolderConfig(root=str(folder), splits={"train": "a", "test": "b"})
     artifact = build_index(store, runtime, config)
     assert index.remarks(artifact.manifest.summary) == [
+        "1 class has no image in one of the splits: `train` (bright)",
         "2 images are in more than one split, byte for byte, so that what one split measures was seen in the other: "
         "a/dark/other.png = b/dark/other.png, a/dark/same.png = b/bright/same.png = b/dark/same.png",
         "1 image is in more than one class, byte for byte: a/dark/same.png = b/bright/same.png = b/dark/same.png",
@@ -194,6 +195,31 @@ def test_equal_images_are_told(store: Store, runtime: Runtime, folder: Path) -> 
     ]
     groups = artifact.scan("images").group_by("digest").len().collect()
     assert sorted(groups["len"]) == [2, 2, 3]
+
+
+def test_classes_without_an_image_in_a_split_are_told_of(
+    store: Store, runtime: Runtime, folder: Path
+) -> None:
+    whole = build_index(store, runtime, ImageFolderConfig(root=str(folder)))
+    assert index.remarks(whole.manifest.summary) == []
+    for i in range(4):
+        (folder / f"lonely {i}").mkdir()
+        Image.new("L", (4, 4), 100 + i).save(folder / f"lonely {i}" / "one.png")
+    (folder / "broken").mkdir()
+    (folder / "broken" / "one.png").write_bytes(b"no image")
+    artifact = build_index(store, runtime, ImageFolderConfig(root=str(folder)))
+    *_, told = index.remarks(artifact.manifest.summary)
+    assert told == "4 classes have no image in one of the splits: `test` (lonely 0, lonely 1, lonely 2, ...)"
+
+
+def test_every_split_that_lacks_a_class_is_told_of(store: Store, runtime: Runtime, folder: Path) -> None:
+    rows = {"dark/0.png": "train", "dark/1.png": "val", "bright/200.png": "train", "bright/201.png": "test"}
+    listing = folder.parent / "list.csv"
+    lines = [f"{path},{path.split('/')[0]},{split}" for path, split in rows.items()]
+    listing.write_text("\n".join(["path,class_name,split", *lines]) + "\n")
+    artifact = build_index(store, runtime, ImageFolderConfig(root=str(folder), csv=str(listing)))
+    (told,) = index.remarks(artifact.manifest.summary)
+    assert told == "2 classes have no image in one of the splits: `val` (bright), `test` (dark)"
 
 
 def turn(path: Path, orientation: int) -> None:

@@ -117,6 +117,7 @@ TOLD = [
     "4 of 17 images cannot be read and were left out: test/broken/zero.png, train/cats/empty.jpg, "
     "train/cats/text.png, ... (the table `corrupt_images` says why)",
     "1 class has no image that can be read: broken",
+    "1 class has no image in one of the splits: `test` (only one)",
     "1 image is turned upright as the EXIF orientation says",
     "1 image has transparent pixels, which are put on the `background`",
     "1 image is in more than one split, byte for byte, so that what one split measures was seen in the other: "
