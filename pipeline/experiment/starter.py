@@ -15,6 +15,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from patchsae.pipeline.backbones.backbone import BackboneConfig
+from patchsae.pipeline.backbones.checkpoints.check import models_of
 from patchsae.pipeline.backbones.models.open_clip import OpenClipConfig
 from patchsae.pipeline.backbones.models.shapes_clip import ShapesClipConfig
 from patchsae.pipeline.core.config import explain
@@ -61,9 +62,9 @@ def backbone_of(kind: str, model: str | None, checkpoint: str | None) -> tuple[B
         return ShapesClipConfig(), [why, "kind: shapes_clip"]
     if checkpoint:
         if not model:
-            raise UserError(
-                f"--checkpoint {checkpoint}: say with --model NAME which model it is, as ViT-B-16."
-            )
+            fitting = models_of(_absolute(Path(checkpoint)))
+            told = f"its tensors are those of {' and '.join(fitting)}" if fitting else "such as ViT-B-16"
+            raise UserError(f"--checkpoint {checkpoint}: say with --model NAME which model it is; {told}.")
         path = str(_absolute(Path(checkpoint)))
         return _open_clip(model=model, checkpoint=path), [
             "kind: open_clip",

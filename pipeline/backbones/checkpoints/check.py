@@ -13,6 +13,7 @@ from patchsae.pipeline.backbones.checkpoints.fit import check_fit, fits_exactly,
 from patchsae.pipeline.backbones.checkpoints.read import (
     State,
     check_arrays,
+    file_fingerprint,
     is_big_vision,
     is_openai,
     read_header,
@@ -31,6 +32,15 @@ _MOBILE_CLIP = "image_encoder.model."
 def header(path: Path, fingerprint: str) -> State:
     """The names and shapes of the file with that fingerprint, with open_clip's names."""
     return to_open_clip(read_header(path), f"checkpoint {path}")
+
+
+def models_of(path: Path) -> list[str]:
+    """The names of the models that have exactly the tensors of a file; none if its header does not tell.
+
+    Raises UserError if the file cannot be read.
+    """
+    fingerprint = file_fingerprint(path)
+    return [] if is_big_vision(path) else _models_of(header(path, fingerprint))
 
 
 def check_checkpoint(path: Path, fingerprint: str, model: str, outline: Outline, where: str) -> None:

@@ -136,7 +136,7 @@ def test_a_download_is_announced_and_a_checkpoint_takes_its_place(
     assert "downloads" not in (tmp_path / "b.yaml").read_text()
 
 
-def test_what_it_refuses(tmp_path: Path) -> None:
+def test_what_it_refuses(tmp_path: Path, tiny_checkpoint: Path) -> None:
     draw(tmp_path / "photos" / "cats", 2)
     target = tmp_path / "mine.yaml"
 
@@ -149,7 +149,12 @@ def test_what_it_refuses(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "holds no images" in refused("empty")
     assert "did you mean" in refused("photos", "--model", "ViT-B-161")
-    assert "--model" in refused("photos", "--checkpoint", "weights.pt")
+    assert "no such file" in refused("photos", "--checkpoint", "weights.pt")
+    told = refused("photos", "--checkpoint", str(tiny_checkpoint))
+    assert (
+        "say with --model NAME which model it is; its tensors are those of " in told
+        and "patchsae-tiny" in told
+    )
     assert "comes with its weights" in refused("photos", "--backbone", "shapesclip", "--model", "ViT-B-16")
     assert not target.exists()
     target.write_text("precious")
