@@ -6,9 +6,11 @@ Shapes: E embedding, C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from string import Formatter
 from typing import Annotated, Literal
 
 import torch
+from pydantic import field_validator
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -40,6 +42,18 @@ class Prompts(Config):
     renormalise: bool = True
     """Whether each class's mean embedding is scaled to length 1. The paper's released code does not scale it
     (spec B17), so that its logit scale depends on the class."""
+
+    @field_validator("templates")
+    @classmethod
+    def _of_one_name(cls, templates: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for template in templates if isinstance(templates, tuple) else ():
+            try:
+                fields = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
+            except ValueError:
+                fields = []
+            if fields != [""]:
+                raise ValueError(f"`{template}` must have `{{}}` once, in place of the class name")
+        return templates
 
     def label(self) -> str:
         """A short name of these settings, for the address of a classifier."""

@@ -46,6 +46,8 @@ def test_the_paper_is_the_imagenet_preset() -> None:
         (changed(datasets={"shapes": {"kind": "shapes", "splits": {"train": 5}}}), r"`datasets.shapes.seed` is missing"),
         (changed(backbones={"shapesclip": {"kind": "shapes_clip", "extract": {"dtype": "float64"}}}), r"`backbones.shapesclip.extract.dtype` is 'float64'"),
         (changed(saes={"relu": {"kind": "relu_l1", "dataset": "shapes", "backbone": "shapeclip"}}), r"saes.relu.backbone names `shapeclip`, which is not in backbones; did you mean `shapesclip`"),
+        (changed(evaluations={"it": {"kind": "reconstruction", "sae": "relu", "split": "test", "prompts": {"templates": ["a {name}"]}}}), r"`evaluations.it.prompts.templates`: `a {name}` must have `{}` once"),
+        (changed(evaluations={"it": {"kind": "reconstruction", "sae": "relu", "split": "test", "prompts": {"templates": ["a {}", "a {"]}}}), r"`a {` must have `{}` once"),
         (changed(saes={"Re lu": {"kind": "relu_l1", "dataset": "shapes", "backbone": "shapesclip"}}), r"the name `Re lu`"),
         (changed(saes={"relu": {"kind": "relu_l1", "dataset": "shapes", "backbone": "shapesclip", "lr": float("nan")}}), r"`saes.relu.lr`"),
     ],
