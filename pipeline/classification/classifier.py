@@ -6,7 +6,6 @@ Shapes: E embedding, C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from string import Formatter
 from typing import Annotated, Literal
 
 import torch
@@ -45,14 +44,12 @@ class Prompts(Config):
 
     @field_validator("templates")
     @classmethod
-    def _of_one_name(cls, templates: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    def _for_one_name(cls, templates: str | tuple[str, ...]) -> str | tuple[str, ...]:
         for template in templates if isinstance(templates, tuple) else ():
             try:
-                fields = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
-            except ValueError:
-                fields = []
-            if fields != [""]:
-                raise ValueError(f"`{template}` must have `{{}}` once, in place of the class name")
+                template.format("name")
+            except (ValueError, LookupError):
+                raise ValueError(f"`{template}` must have `{{}}` in place of the class name") from None
         return templates
 
     def label(self) -> str:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from patchsae.pipeline.core.machine import Probe
 from patchsae.storage.artifacts import Artifact
+
+if TYPE_CHECKING:
+    # It loads torch, which a look into a store need not.
+    from patchsae.pipeline.core.machine import Probe
 
 MANIFEST_BYTES = 1_500
 """About the size of a manifest, without a config of unusual length."""
