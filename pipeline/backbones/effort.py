@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from patchsae.pipeline.backbones.backbone import BackboneConfig, resolve_block
 from patchsae.pipeline.backbones.weights import loading, n_parameters
-from patchsae.pipeline.core.machine import Probe, blocks
-from patchsae.pipeline.core.prediction import Upstream
+from patchsae.pipeline.core.machine import blocks
+from patchsae.pipeline.core.prediction import Probe, Upstream
 from patchsae.storage.activations import ActivationTemplate
 
 Amount = tuple[Probe, float]

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, uint8
 
 from patchsae.pipeline.backbones.backbone import Backbone, BackboneConfig
-from patchsae.pipeline.core.machine import Probe, repeated, waiting
-from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Source, Upstreams
+from patchsae.pipeline.core.machine import repeated, waiting
+from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Probe, Source, Upstreams
 from patchsae.pipeline.core.progress import Reporter
 from patchsae.pipeline.core.stage import Inputs, Runtime, Stage
 from patchsae.storage.artifacts import Artifact, Builder

@@ -13,11 +13,11 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from patchsae.pipeline.core.prediction import Probe
 from patchsae.pipeline.core.user_cache import user_cache
 from patchsae.storage.atomic import write_atomic
 from patchsae.storage.errors import UserError
@@ -25,19 +25,6 @@ from patchsae.storage.keys import parse_json
 
 _SECONDS = 0.1
 _LEAST = 1e-15
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Something whose speed is measured: `measure` does some of it and returns the seconds per unit.
-
-    `name` says what is measured, and with which sizes; a figure is remembered under it, unless it is a constant.
-    `measure` may raise UserError or OSError, and then nothing is known.
-    """
-
-    name: str
-    measure: Callable[[], float] = field(compare=False)
-    is_constant: bool = False
 
 
 def figures_file() -> Path | None:

@@ -5,15 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from patchsae.storage.artifacts import Artifact
-
-if TYPE_CHECKING:
-    # It loads torch, which a look into a store need not.
-    from patchsae.pipeline.core.machine import Probe
 
 MANIFEST_BYTES = 1_500
 """About the size of a manifest, without a config of unusual length."""
@@ -35,6 +31,19 @@ class Source:
     splits: Mapping[str, int] | None = None
     class_names: Sequence[str] | None = None
     remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Something whose speed is measured: `measure` does some of it and returns the seconds per unit.
+
+    `name` says what is measured, and with which sizes; a figure is remembered under it, unless it is a constant.
+    `measure` may raise UserError or OSError, and then nothing is known.
+    """
+
+    name: str
+    measure: Callable[[], float] = field(compare=False)
+    is_constant: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from patchsae.pipeline.core.machine import Probe, memory, products, waiting
-from patchsae.pipeline.core.prediction import Upstreams
+from patchsae.pipeline.core.machine import memory, products, waiting
+from patchsae.pipeline.core.prediction import Probe, Upstreams
 from patchsae.pipeline.evaluations.evaluation import ImagesConfig
 from patchsae.pipeline.images.tables import expected_classes, expected_rows
 from patchsae.storage.activations import ActivationTemplate

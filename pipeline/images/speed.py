@@ -6,8 +6,7 @@ import contextlib
 import os
 import time
 
-from patchsae.pipeline.core.machine import Probe
-from patchsae.pipeline.core.prediction import Source
+from patchsae.pipeline.core.prediction import Probe, Source
 from patchsae.pipeline.core.prefetch import thread_pool
 from patchsae.pipeline.images.dataset import Dataset, DatasetConfig, Record
 from patchsae.storage.keys import digest_bytes

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 
-from patchsae.pipeline.core.machine import Probe, memory, products
+from patchsae.pipeline.core.machine import memory, products
+from patchsae.pipeline.core.prediction import Probe
 from patchsae.pipeline.training.objective import TrainedSaeConfig
 
 # The number of latents per token that is taken for trained SAEs whose objective does not set it.

@@ -12,7 +12,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from patchsae.flows.cli.app import app
-from patchsae.pipeline.core.machine import Machine, Probe
+from patchsae.pipeline.core.machine import Machine
+from patchsae.pipeline.core.prediction import Probe
 from patchsae.pipeline.shapes.world import SPLITS
 from patchsae.storage.records import ExperimentRecord, RecordedNode
 from patchsae.storage.store import Store

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from patchsae.pipeline.core.machine import Probe, repeated
+from patchsae.pipeline.core.machine import repeated
+from patchsae.pipeline.core.prediction import Probe
 from patchsae.pipeline.evaluations.statistics.counts import PartCounts
 from patchsae.pipeline.saes.sparse.latents import DenseLatents
 

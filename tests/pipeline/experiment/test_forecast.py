@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from patchsae.pipeline.core.machine import Machine, Probe
+from patchsae.pipeline.core.machine import Machine
+from patchsae.pipeline.core.prediction import Probe
 from patchsae.pipeline.core.stage import Runtime
 from patchsae.pipeline.experiment.experiment import PRESETS, load, parse
 from patchsae.pipeline.experiment.forecast import bytes_at_once, seconds_of
