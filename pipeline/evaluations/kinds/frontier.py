@@ -176,6 +176,7 @@ STAGE = Stage(
     section="evaluations",
     uses_gpu=False,
     description="SAEs side by side.",
+    changes={3: "shows the accuracy of sets of classes, and the KL divergence"},
     run=_run,
     predict=_predict,
 )

@@ -407,6 +407,7 @@ STAGE = PartStage(
     version=3,
     section="evaluations",
     description="Accuracy with latents switched on or off.",
+    changes={3: "reads every attribute off each masked activation, and has ten random seeds in its interval"},
     prepare=_prepare,
     worker=_Worker,
     merge=_merge,

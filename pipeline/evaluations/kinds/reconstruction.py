@@ -215,6 +215,7 @@ STAGE = PartStage(
     version=3,
     section="evaluations",
     description="Held-out images with an SAE's reconstruction in place.",
+    changes={3: "counts images whose classes are all on top, and the KL divergence from the original"},
     prepare=_prepare,
     worker=_Worker,
     merge=_merge,
