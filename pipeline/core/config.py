@@ -61,6 +61,7 @@ _A_NAME = "what it names is an input of the stage, and so in its key"
 DatasetName = Annotated[str, NameIn(_A_NAME, "datasets")]
 OptionalDatasetName = Annotated[str | None, NameIn(_A_NAME, "datasets")]
 BackboneName = Annotated[str, NameIn(_A_NAME, "backbones")]
+OptionalBackboneName = Annotated[str | None, NameIn(_A_NAME, "backbones")]
 SaeName = Annotated[str, NameIn(_A_NAME, "saes")]
 EvaluationName = Annotated[str, NameIn(_A_NAME, "evaluations")]
 _A_LOCATION = "what lies there is covered by a digest"

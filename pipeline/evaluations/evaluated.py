@@ -15,7 +15,7 @@ from patchsae.pipeline.activations.parts import PartImages, part_rows
 from patchsae.pipeline.core.stage import Inputs, Within
 from patchsae.pipeline.images.tables import label_sets_of, labels_of
 from patchsae.pipeline.saes.encode import EncoderChoice, LatentEncoder
-from patchsae.pipeline.saes.sae import load_sae
+from patchsae.pipeline.saes.sae import check_width, load_sae, width_of
 from patchsae.storage.activations import Activations
 from patchsae.storage.artifacts import Builder
 
@@ -78,11 +78,12 @@ def choose_encoder(inputs: Inputs, out: Builder, device: str) -> None:
     """Chooses how latents are computed and shares the choice with all parts.
 
     All parts are computed in the same way, also those of a resumed run on another machine. If the choice was
-    lost, finished parts are forgotten.
+    lost, finished parts are forgotten. Raises UserError if the SAE takes activations of another width.
     """
+    width = Activations(inputs["activations"]).width
+    check_width(width_of(inputs["sae"]), width)
     if out.scratch.shared(_ENCODER) is None:
         out.start_over()
-        width = Activations(inputs["activations"]).width
         choice = EncoderChoice.for_device(device, width, n_latents_of(inputs))
         out.scratch.share(_ENCODER, {}, asdict(choice))
 

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from patchsae.pipeline.backbones.backbone import BackboneWiring
 from patchsae.pipeline.classification.classifier import Prompts
-from patchsae.pipeline.core.config import Config, OptionalDatasetName
+from patchsae.pipeline.core.config import Config, OptionalBackboneName, OptionalDatasetName
 from patchsae.pipeline.core.graph import Names
 from patchsae.pipeline.core.stage import Stage
 from patchsae.pipeline.images.dataset import DatasetConfig
@@ -84,6 +84,18 @@ class HeldOutConfig(ImagesConfig):
     """The split to measure on."""
     prompts: Prompts = Prompts()
     """The prompts of the zero-shot classification."""
+
+
+class AppliedConfig(Config):
+    """The backbone whose activations an SAE is applied to."""
+
+    backbone: OptionalBackboneName = None
+    """The backbone whose activations the SAE is applied to, such as an adapted one; if not given, the SAE's own. Its
+    activations have as many channels as the SAE takes."""
+
+    def backbone_of(self, sae: SaeConfig) -> str:
+        """The name of the backbone."""
+        return self.backbone or sae.backbone
 
 
 class EvaluationConfig(Config):

@@ -8,6 +8,7 @@ from patchsae.pipeline.core.machine import memory, products, waiting
 from patchsae.pipeline.core.prediction import Probe, Upstreams
 from patchsae.pipeline.evaluations.evaluation import ImagesConfig
 from patchsae.pipeline.images.tables import expected_classes, expected_rows
+from patchsae.pipeline.saes.sae import check_width, expected_width
 from patchsae.storage.activations import ActivationTemplate
 
 # Latents per token that are taken to be above 0 if the SAE does not tell: the paper's SAEs have from 30 to 120.
@@ -66,8 +67,10 @@ class Foreseen:
 def foresee(config: ImagesConfig, split: str, inputs: Upstreams) -> Foreseen | None:
     """What is known of an evaluation of these images; None if too little is known.
 
-    Raises UserError if the dataset is known to have no such split or class.
+    Raises UserError if the dataset is known to have no such split or class, or the SAE is known to take activations
+    of another width.
     """
+    check_width(expected_width(inputs["sae"]), inputs["activations"].fact("width"))
     images, activations = inputs["images"], inputs["activations"]
     n_images = expected_rows(images, split, config.classes, config.limit)
     names = expected_classes(images)

@@ -16,6 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from patchsae.pipeline.core.config import BackboneName, Config, DatasetName
+from patchsae.pipeline.core.prediction import Upstream
 from patchsae.storage.artifacts import Artifact, Builder
 from patchsae.storage.errors import UserError
 
@@ -142,6 +143,26 @@ def load_sae(artifact: Artifact, device: str = "cpu") -> Sae:
     except SafetensorError as error:
         raise UserError(f"{where}: {WEIGHTS} is not a readable safetensors file ({error}).") from None
     return sae_from_tensors(tensors, where).to(device)
+
+
+def width_of(artifact: Artifact) -> int:
+    """The number of channels that the SAE of a `train` or `import` artifact takes."""
+    return int(json.loads(artifact.read(CONFIG))["width"])
+
+
+def expected_width(sae: Upstream) -> int | None:
+    """`width_of` of an SAE that may not be there yet; None if it is not known."""
+    known: int | None = sae.fact("width") if sae.artifact is None else width_of(sae.artifact)
+    return known
+
+
+def check_width(of_sae: int | None, of_activations: int | None) -> None:
+    """Raises UserError if both are known and differ."""
+    if of_sae is not None and of_activations is not None and of_sae != of_activations:
+        raise UserError(
+            f"backbone: the SAE takes {of_sae} channels and the activations of this backbone have {of_activations}; "
+            f"name a backbone, or a block of it in `extract`, with {of_sae}."
+        )
 
 
 def sae_from_tensors(tensors: Mapping[str, Tensor], where: str) -> Sae:

@@ -258,7 +258,12 @@ def _predict(config: TrainedSaeConfig, inputs: Upstreams) -> Prediction:
     # A checkpoint has the weights, their two moments, and when each latent fired last. While the third one is
     # written, two are there; the file of the weights is written before they are deleted.
     checkpoint = 4 * (3 * (n_weights + 2 * n_latents + width) + 2 * n_latents) + _BYTES_PER_ROW * n_rows
-    facts = {"n_latents": n_latents, "n_steps": config.n_steps, "l0": expected_l0(config, n_latents)}
+    facts = {
+        "n_latents": n_latents,
+        "width": width,
+        "n_steps": config.n_steps,
+        "l0": expected_l0(config, n_latents),
+    }
     if tokens is None:
         return Prediction(facts, n_bytes, 3 * checkpoint, None, config.n_steps)
     per_step = config.batch_size * (tokens if config.mix == "images" else 1)

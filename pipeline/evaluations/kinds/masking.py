@@ -39,7 +39,7 @@ from patchsae.pipeline.evaluations.evaluated import (
     n_latents_of,
     open_encoder,
 )
-from patchsae.pipeline.evaluations.evaluation import EvaluationConfig, ImagesConfig, Wiring
+from patchsae.pipeline.evaluations.evaluation import AppliedConfig, EvaluationConfig, ImagesConfig, Wiring
 from patchsae.pipeline.evaluations.foreseen import foresee
 from patchsae.pipeline.evaluations.kinds.statistics import StatisticsConfig
 from patchsae.pipeline.evaluations.masking.sweep import Correct, Reading, count_correct
@@ -72,7 +72,7 @@ _RANKINGS = "rankings"
 _BYTES_PER_ROW = 8
 
 
-class MaskingConfig(EvaluationConfig, ImagesConfig):
+class MaskingConfig(EvaluationConfig, ImagesConfig, AppliedConfig):
     """Zero-shot accuracy on one split for every selection of latents, mode and k."""
 
     kind: Literal["masking"] = "masking"
@@ -145,14 +145,14 @@ class MaskingConfig(EvaluationConfig, ImagesConfig):
     def names(self, wiring: Wiring, evaluation: str) -> Names:
         statistics = self._selected_on(wiring)
         dataset = self.dataset or statistics.dataset_name(wiring)
-        return Names(dataset, wiring.sae(statistics.sae).backbone, statistics.sae, evaluation)
+        return Names(dataset, self.backbone_of(wiring.sae(statistics.sae)), statistics.sae, evaluation)
 
     def stage_config(self, wiring: Wiring) -> MaskingStageConfig:
         statistics = self._selected_on(wiring)
         dataset = wiring.dataset(self.dataset or statistics.dataset_name(wiring))
         return MaskingStageConfig(
             masking=self,
-            backbone=wiring.backbone(wiring.sae(statistics.sae).backbone),
+            backbone=wiring.backbone(self.backbone_of(wiring.sae(statistics.sae))),
             attributes=self._attributes(dataset),
             class_attribute=dataset.class_attribute(),
         )
@@ -173,7 +173,7 @@ class MaskingConfig(EvaluationConfig, ImagesConfig):
         statistics = self._selected_on(wiring)
         selected_on = statistics.dataset_name(wiring)
         dataset = self.dataset or selected_on
-        backbone = wiring.sae(statistics.sae).backbone
+        backbone = self.backbone_of(wiring.sae(statistics.sae))
         attributes = self._attributes(wiring.dataset(dataset))
         read = {_classifier(a): wiring.classifier(dataset, backbone, self.prompts, a) for a in attributes}
         return {

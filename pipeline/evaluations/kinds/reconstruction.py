@@ -22,7 +22,7 @@ from patchsae.pipeline.core.graph import Names
 from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Upstreams
 from patchsae.pipeline.core.stage import Inputs, PartStage, Runtime, Stage, Within
 from patchsae.pipeline.evaluations.evaluated import EvaluatedImages, choose_encoder, open_encoder
-from patchsae.pipeline.evaluations.evaluation import EvaluationConfig, HeldOutConfig, Wiring
+from patchsae.pipeline.evaluations.evaluation import AppliedConfig, EvaluationConfig, HeldOutConfig, Wiring
 from patchsae.pipeline.evaluations.foreseen import foresee
 from patchsae.pipeline.evaluations.intervals import wilson_interval
 from patchsae.pipeline.evaluations.reconstruction.ablation import REPLACED, Outcomes, kept
@@ -42,7 +42,7 @@ from patchsae.storage.tables import expected_bytes
 _MEAN = "mean"
 
 
-class ReconstructionConfig(EvaluationConfig, HeldOutConfig):
+class ReconstructionConfig(EvaluationConfig, HeldOutConfig, AppliedConfig):
     """Quality of an SAE's reconstruction on one split of a dataset."""
 
     kind: Literal["reconstruction"] = "reconstruction"
@@ -54,27 +54,27 @@ class ReconstructionConfig(EvaluationConfig, HeldOutConfig):
 
     def names(self, wiring: Wiring, evaluation: str) -> Names:
         sae = wiring.sae(self.sae)
-        return Names(self.dataset or sae.dataset, sae.backbone, self.sae, evaluation)
+        return Names(self.dataset or sae.dataset, self.backbone_of(sae), self.sae, evaluation)
 
     def stage_config(self, wiring: Wiring) -> ReconstructionStageConfig:
-        backbone = wiring.backbone(wiring.sae(self.sae).backbone)
+        backbone = wiring.backbone(self.backbone_of(wiring.sae(self.sae)))
         return ReconstructionStageConfig(reconstruction=self, backbone=backbone)
 
     def inputs(self, wiring: Wiring) -> dict[str, str]:
         sae = wiring.sae(self.sae)
-        dataset = self.dataset or sae.dataset
+        dataset, backbone = self.dataset or sae.dataset, self.backbone_of(sae)
         return {
-            "activations": wiring.extract(dataset, sae.backbone),
+            "activations": wiring.extract(dataset, backbone),
             "images": wiring.index(dataset),
             "sae": wiring.train(self.sae),
-            "weights": wiring.weights(sae.backbone),
-            "classifier": wiring.classifier(dataset, sae.backbone, self.prompts),
-            **wiring.backbone(sae.backbone).inputs(wiring),
+            "weights": wiring.weights(backbone),
+            "classifier": wiring.classifier(dataset, backbone, self.prompts),
+            **wiring.backbone(backbone).inputs(wiring),
         }
 
 
 class ReconstructionStageConfig(Config):
-    """The config of the stage: that of the evaluation, and the backbone of its SAE."""
+    """The config of the stage: that of the evaluation, and the backbone its name leads to."""
 
     reconstruction: Annotated[ReconstructionConfig, INLINE]
     backbone: Annotated[BackboneConfig, Unhashed("its weights are an input")]

@@ -20,7 +20,7 @@ from patchsae.pipeline.core.graph import Names
 from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Upstreams
 from patchsae.pipeline.core.stage import Inputs, PartStage, Runtime, Stage, Within
 from patchsae.pipeline.evaluations.evaluated import EvaluatedImages, choose_encoder, open_encoder
-from patchsae.pipeline.evaluations.evaluation import EvaluationConfig, ImagesConfig, Wiring
+from patchsae.pipeline.evaluations.evaluation import AppliedConfig, EvaluationConfig, ImagesConfig, Wiring
 from patchsae.pipeline.evaluations.foreseen import foresee
 from patchsae.pipeline.evaluations.statistics.counts import PartCounts
 from patchsae.pipeline.evaluations.statistics.effort import counting
@@ -54,7 +54,7 @@ _BYTES_PER_LATENT, _BYTES_OF_FIRING = 12, 78
 _SHARE_OF_PAIRS = 0.7
 
 
-class StatisticsConfig(EvaluationConfig, ImagesConfig, TableSettings):
+class StatisticsConfig(EvaluationConfig, ImagesConfig, AppliedConfig, TableSettings):
     """Statistics of every latent of an SAE over the images of one split."""
 
     kind: Literal["statistics"] = "statistics"
@@ -75,16 +75,19 @@ class StatisticsConfig(EvaluationConfig, ImagesConfig, TableSettings):
     def dataset_name(self, wiring: Wiring) -> str:
         return self.dataset or wiring.sae(self.sae).dataset
 
+    def backbone_name(self, wiring: Wiring) -> str:
+        return self.backbone_of(wiring.sae(self.sae))
+
     def inputs(self, wiring: Wiring) -> dict[str, str]:
         dataset = self.dataset_name(wiring)
         return {
-            "activations": wiring.extract(dataset, wiring.sae(self.sae).backbone),
+            "activations": wiring.extract(dataset, self.backbone_name(wiring)),
             "images": wiring.index(dataset),
             "sae": wiring.train(self.sae),
         }
 
     def names(self, wiring: Wiring, evaluation: str) -> Names:
-        return Names(self.dataset_name(wiring), wiring.sae(self.sae).backbone, self.sae, evaluation)
+        return Names(self.dataset_name(wiring), self.backbone_name(wiring), self.sae, evaluation)
 
     def rows(self, inputs: Inputs) -> np.ndarray:
         return self.rows_of(inputs["images"], self.split)
