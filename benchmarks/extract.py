@@ -25,6 +25,7 @@ from patchsae.pipeline.core.stage import Runtime
 from patchsae.pipeline.experiment.dag import Dag
 from patchsae.pipeline.experiment.plan import Planner
 from patchsae.pipeline.experiment.run import assignment
+from patchsae.pipeline.images import indexed
 from patchsae.pipeline.images.datasets.image_folder import ImageFolderConfig
 from patchsae.storage.activations import Activations
 from patchsae.storage.store import Store
@@ -81,7 +82,7 @@ def measure(folder: Path, arguments: object) -> None:
     planned = Planner(store).plan(nodes)
     work = assignment(store, planned[address], planned)
     backbone = weights.load_backbone(backbone_config, work.inputs, runtime.device)
-    images = extract.indexed_images(dataset, work.inputs["images"], backbone.preprocess)
+    images = indexed.indexed_images(dataset, work.inputs["images"], backbone.preprocess)
     decoded = torch.stack([images[i] for i in range(len(images))])
 
     # The stage loads the backbone once, however many images follow: that is outside both timings.

@@ -14,8 +14,6 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
-from torch.utils.data import Dataset as TorchDataset
 
 from patchsae.pipeline.backbones.backbone import Backbone, BackboneConfig, ExtractConfig, resolve_block
 from patchsae.pipeline.backbones.effort import image_amounts, load_amounts
@@ -24,17 +22,13 @@ from patchsae.pipeline.core.config import INLINE, Config, Unhashed
 from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Upstreams
 from patchsae.pipeline.core.prefetch import prefetch, thread_pool
 from patchsae.pipeline.core.stage import Inputs, Runtime, Stage
-from patchsae.pipeline.images.dataset import Dataset, DatasetConfig, Record
-from patchsae.pipeline.images.files import reason
+from patchsae.pipeline.images.dataset import DatasetConfig
+from patchsae.pipeline.images.indexed import indexed_images, loader_of
 from patchsae.pipeline.images.speed import images_probe
 from patchsae.storage.activations import ActivationTemplate, ActivationWriter
-from patchsae.storage.artifacts import Artifact, Builder
+from patchsae.storage.artifacts import Builder
 from patchsae.storage.errors import UserError
-from patchsae.storage.keys import digest_bytes
 from patchsae.storage.manifest import Summary
-
-# A plain run keeps the index of images whose sizes and modification times have not changed.
-_INDEX_AGAIN = "index all images anew with `patchsae run EXPERIMENT --rerun index`"
 
 # What a shard adds beside its values: a checksum and a place in the index per chunk, and the entries of its part
 # in the ledger and in the manifest.
@@ -47,73 +41,6 @@ class ExtractStageConfig(Config):
     dataset: Annotated[DatasetConfig, Unhashed("its images are an input")]
     backbone: Annotated[BackboneConfig, INLINE]
     extract: ExtractConfig
-
-
-class IndexedImages(TorchDataset[Tensor]):
-    """Maps a row of the `images` table to the backbone's input.
-
-    Raises UserError if the image cannot be read or decoded, or is not the one that was indexed.
-    """
-
-    def __init__(
-        self, dataset: Dataset, records: Sequence[Record], digests: Sequence[str], preprocess: Any
-    ) -> None:
-        self.dataset = dataset
-        self.records = records
-        self.digests = digests
-        self.preprocess = preprocess
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, row: int) -> Tensor:
-        record = self.records[row]
-        try:
-            data = self.dataset.read(record)
-        except OSError as error:
-            raise UserError(
-                f"{record.source}: cannot be read any more ({reason(error)}); put it back, or {_INDEX_AGAIN}."
-            ) from None
-        if digest_bytes(data) != self.digests[row]:
-            raise UserError(
-                f"{record.source}: is not the image that was indexed; put that one back, or {_INDEX_AGAIN}."
-            )
-        try:
-            image = self.dataset.decode(data)
-        except OSError as error:
-            # An older version indexed it, which decoded more formats and sizes.
-            raise UserError(f"{record.source}: {reason(error)}; to leave it out, {_INDEX_AGAIN}.") from None
-        pixels: Tensor = self.preprocess(image)
-        return pixels
-
-
-class _Sent(TorchDataset["Tensor | UserError"]):
-    """Images as a worker process sends them: the backbone's input, or the error that there is none.
-
-    An error that is raised in a worker comes out of torch's loader with a traceback in its message.
-    """
-
-    def __init__(self, images: IndexedImages) -> None:
-        self.images = images
-
-    def __getitem__(self, row: int) -> Tensor | UserError:
-        try:
-            return self.images[row]
-        except UserError as error:
-            return error
-
-    @staticmethod
-    def batch(items: list[Tensor | UserError]) -> Tensor | UserError:
-        """A batch of images, or the first error among them."""
-        errors = [item for item in items if isinstance(item, UserError)]
-        return errors[0] if errors else default_collate(items)
-
-
-def indexed_images(config: DatasetConfig, images: Artifact, preprocess: Any) -> IndexedImages:
-    """All images of an index artifact, in row order."""
-    rows = images.scan("images").select("source", "label", "class_name", "split", "digest").collect()
-    records = [Record(*row[:4]) for row in rows.iter_rows()]
-    return IndexedImages(config.build(), records, rows["digest"].to_list(), preprocess)
 
 
 def batches_of(template: ActivationTemplate, parts: Sequence[int], batch_images: int) -> list[list[int]]:
@@ -154,16 +81,7 @@ def _run(config: ExtractStageConfig, inputs: Inputs, out: Builder, runtime: Runt
     if runtime.device != "cpu":
         batch_images *= max(1, runtime.batch_images // template.chunk_images)
     batches = batches_of(template, missing, batch_images)
-    loader = DataLoader(
-        _Sent(images),
-        batch_sampler=batches,
-        collate_fn=_Sent.batch,
-        num_workers=runtime.workers,
-        # Spawned, because forking a process that has threads (Prefect's, Polars') sometimes fails.
-        multiprocessing_context="spawn" if runtime.workers else None,
-        prefetch_factor=2 if runtime.workers else None,
-        pin_memory=runtime.device != "cpu",
-    )
+    loader = loader_of(images, batches, runtime)
     n_before = len(images) - sum(len(batch) for batch in batches)
     with runtime.reporter.bar("extract", len(images), "images", n_before) as bar:
         forward = _forward(backbone, loader, settings.dtype, f"block {backbone.hook_block}")

@@ -25,9 +25,14 @@ class Unhashed:
 
 @dataclass(frozen=True)
 class NameIn(Unhashed):
-    """Marks a field whose value is the name of an entry in `section` of the experiment."""
+    """Marks a field whose value is the name of an entry in `section` of the experiment, or in the section `or_in`."""
 
     section: str = ""
+    or_in: str | None = None
+
+    @property
+    def sections(self) -> tuple[str, ...]:
+        return (self.section,) if self.or_in is None else (self.section, self.or_in)
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,10 @@ INLINE = "inline"
 _A_NAME = "what it names is an input of the stage, and so in its key"
 DatasetName = Annotated[str, NameIn(_A_NAME, "datasets")]
 OptionalDatasetName = Annotated[str | None, NameIn(_A_NAME, "datasets")]
-BackboneName = Annotated[str, NameIn(_A_NAME, "backbones")]
-OptionalBackboneName = Annotated[str | None, NameIn(_A_NAME, "backbones")]
+BackboneName = Annotated[str, NameIn(_A_NAME, "backbones", "adapters")]
+OptionalBackboneName = Annotated[str | None, NameIn(_A_NAME, "backbones", "adapters")]
+PlainBackboneName = Annotated[str, NameIn(_A_NAME, "backbones")]
+AdapterName = Annotated[str, NameIn(_A_NAME, "adapters")]
 SaeName = Annotated[str, NameIn(_A_NAME, "saes")]
 EvaluationName = Annotated[str, NameIn(_A_NAME, "evaluations")]
 _A_LOCATION = "what lies there is covered by a digest"
@@ -117,10 +124,10 @@ class Config(BaseModel):
         }
 
     @classmethod
-    def names_in(cls) -> dict[str, str]:
-        """The fields that name an entry of the experiment: field -> section of that entry."""
+    def names_in(cls) -> dict[str, tuple[str, ...]]:
+        """The fields that name an entry of the experiment: field -> the sections that entry may be in."""
         return {
-            name: mark.section
+            name: mark.sections
             for name, field in cls.model_fields.items()
             for mark in field.metadata
             if isinstance(mark, NameIn)

@@ -26,7 +26,7 @@ from patchsae.storage.manifest import Summary
 from patchsae.storage.scratch import ScratchArrays
 
 Inputs = Mapping[str, Artifact]
-Section = Literal["datasets", "backbones", "saes", "evaluations"]
+Section = Literal["datasets", "backbones", "adapters", "saes", "evaluations"]
 
 # How often parts are computed whose files turn out damaged right after they were written.
 _ATTEMPTS = 3

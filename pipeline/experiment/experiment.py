@@ -71,11 +71,11 @@ class Experiment(Config):
         for section in ("backbones", "saes", "evaluations"):
             for owner, config in getattr(self, section).items():
                 for field, others in config.names_in().items():
-                    known = getattr(self, others)
+                    known = [name for other in others for name in getattr(self, other, ())]
                     name = getattr(config, field)
                     if name is not None and name not in known:
                         raise ValueError(
-                            f"{section}.{owner}.{field} names `{name}`, which is not in {others}"
+                            f"{section}.{owner}.{field} names `{name}`, which is not in {others[0]}"
                             f"{nearest(name, known)}"
                         )
         check_distinct(self.sweeps, self.saes)

@@ -40,7 +40,7 @@ def artifact(kind: str, small_store: Store, tiny_checkpoint: Path, tmp_path: Pat
     found = small_store.committed(kind)
     if not found:
         names = {"datasets": "digits", "saes": "relu", "evaluations": "statistics"}
-        fields = {field: names[section] for field, section in KINDS[kind].names_in().items()}
+        fields = {field: names[sections[0]] for field, sections in KINDS[kind].names_in().items()}
         text = (
             EXPERIMENT.format(checkpoint=str(tiny_checkpoint))
             + f"  new: {json.dumps({'kind': kind, **fields})}\n"

@@ -52,7 +52,7 @@ class ClipVit(CutClip):
         """
         x = activations.to(self.device, self.dtype)
         rest = self.blocks[self.hook_block + 1 :]
-        if not rest or not self._pools_class_token() or type(rest[-1]) is not ResidualAttentionBlock:
+        if not rest or not self._pools_class_token() or not _is_plain(rest[-1]):
             for block in rest:
                 x = block(x)
         else:
@@ -66,6 +66,11 @@ class ClipVit(CutClip):
 
     def _pools_class_token(self) -> bool:
         return self.visual.attn_pool is None and self.visual.pool_type == "tok"
+
+
+def _is_plain(block: Any) -> bool:
+    """Whether a block computes what `_class_token_of` does."""
+    return type(block) is ResidualAttentionBlock and type(block.attn) is nn.MultiheadAttention
 
 
 def _class_token_of(block: Any, x: Tensor) -> Tensor:

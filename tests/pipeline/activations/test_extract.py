@@ -14,7 +14,7 @@ from patchsae.pipeline.backbones.backbone import BackboneConfig, ExtractConfig
 from patchsae.pipeline.backbones.models.open_clip import OpenClipConfig
 from patchsae.pipeline.core.graph import Node
 from patchsae.pipeline.core.stage import Runtime
-from patchsae.pipeline.images import index
+from patchsae.pipeline.images import index, indexed
 from patchsae.pipeline.images.dataset import DatasetConfig, Record
 from patchsae.pipeline.images.datasets.digits import DigitsConfig
 from patchsae.pipeline.images.datasets.image_folder import ImageFolderConfig
@@ -57,7 +57,7 @@ def test_row_i_is_image_i_through_the_head(store: Store, runtime: Runtime, backb
     assert (activations.n_images, activations.tokens_per_image, activations.width) == (100, 17, 32)
     assert activations.attributes["hook_block"] == 1
     loaded = backbone.build({}).to("cpu")
-    images = extract.indexed_images(dataset, store.committed("index")[0], loaded.preprocess)
+    images = indexed.indexed_images(dataset, store.committed("index")[0], loaded.preprocess)
     with torch.inference_mode():
         expected = loaded.head(torch.stack([images[i] for i in range(100)]))
     stored = torch.from_numpy(to_float32(activations.read(0, 100), "float16"))
@@ -162,7 +162,7 @@ def test_an_image_that_an_older_version_decoded_is_refused(tmp_path: Path) -> No
     data = b"a format of an older version"
     (tmp_path / "1.png").write_bytes(data)
     dataset = ImageFolderConfig(root=str(tmp_path)).build()
-    images = extract.IndexedImages(
+    images = indexed.IndexedImages(
         dataset, [Record("1.png", 0, "thing", "train")], [digest_bytes(data)], lambda image: image
     )
     with pytest.raises(UserError, match=r"^1\.png: is no image of the formats .*--rerun index`\."):

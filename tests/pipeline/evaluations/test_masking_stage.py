@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from patchsae.pipeline.activations.extract import indexed_images
 from patchsae.pipeline.backbones.weights import load_backbone
 from patchsae.pipeline.classification.classifier import load_classifier
 from patchsae.pipeline.experiment.experiment import parse
 from patchsae.pipeline.experiment.request import work_on
+from patchsae.pipeline.images.indexed import indexed_images
 from patchsae.pipeline.results.tables import Catalog
 from patchsae.pipeline.saes.sae import load_sae
 from patchsae.pipeline.shapes import world
