@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-TokenSelection = Literal["all", "patches", "prefix"]
+TokenSelection = Literal["all", "patches", "prefix", "with_prompts"]
+"""`all` tokens of the image are its prefix and its patches; `with_prompts` are these and the suffix."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class TokenLayout:
             return range(self.n_prefix)
         if tokens == "patches":
             return range(self.n_prefix, self.n_prefix + self.n_patches)
+        if tokens == "all":
+            return range(self.n_prefix + self.n_patches)
         return range(self.n_tokens)
 
     def attributes(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -19,7 +20,9 @@ from patchsae.pipeline.core.stage import Runtime
 from patchsae.pipeline.experiment.experiment import parse
 from patchsae.pipeline.experiment.request import work_on
 from patchsae.pipeline.experiment.run import run
+from patchsae.storage.activations import Activations
 from patchsae.storage.store import Store
+from patchsae.storage.tokens import TokenLayout
 
 SAE = "kind: topk, k: 4, n_latents: 48, batch_size: 128, n_steps: 5, backbone: clip"
 DEMO = f"""
@@ -127,6 +130,22 @@ def test_own_images_have_the_latents_of_the_cached_ones(photos: api.OpenStore, f
         np.testing.assert_allclose(both["activation"], both["activation_right"], rtol=2e-2, atol=2e-2)
     top = encoded.top(2)
     assert top.group_by("image").len()["len"].to_list() == [2] * 12
+
+
+def test_prompt_tokens_are_no_part_of_an_image(photos: api.OpenStore, folder: Path) -> None:
+    other = photos.sae("other")
+    activations = Activations(photos.artifact("extract/photos-clip"))
+    x = torch.from_numpy(activations.read(0, 2)).float()
+    whole = api.EncodedImages(other._frame(x, [0, 1], activations.layout), [0, 1], activations.layout)
+    # The last row of eight patches is called prompt tokens.
+    layout = TokenLayout(1, (7, 8), 8)
+    own = api.EncodedImages(other._frame(x, [0, 1], layout), [0, 1], layout)
+    assert whole.frame["token"].max() > 56 == own.frame["token"].max()
+    assert own.frame.equals(whole.frame.filter(pl.col("token") < 57))
+    latent = own.top(1)["latent"][0]
+    found = own.frame.filter(pl.col("image") == 0, pl.col("latent") == latent)["activation"]
+    assert own.top(1)["activation"][0] == pytest.approx(found.sum() / 57)
+    np.testing.assert_array_equal(own.map(0, latent), whole.map(0, latent)[:7])
 
 
 def test_maps_are_the_latents_of_the_patches(photos: api.OpenStore, folder: Path) -> None:

@@ -196,8 +196,8 @@ class Bench:
             for block in np.array_split(part, math.ceil(len(part) / 100)):
                 x = stored.take(block)
                 x_hat = (sae.encode(x.flatten(0, 1)) @ sae.W_dec + sae.b_dec).view_as(x)
-                sets = torch.from_numpy(label_sets.mask(block, len(self.zero_shot.embeddings)))
-                outcomes.add(self.zero_shot, x, x_hat, mean, sets)
+                sets = torch.from_numpy(label_sets.mask(block, self.zero_shot.classes))
+                outcomes.add(self.zero_shot, x, x_hat, mean, sets, range(x.shape[1]))
         correct = dict(zip(REPLACED, outcomes.n_sets_correct.tolist(), strict=True))
         found = kept(*(correct[way] for way in ("reconstruction", "original", "mean")))
         kl = outcomes.kl_to_original[REPLACED.index("reconstruction")] / len(rows)

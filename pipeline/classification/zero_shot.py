@@ -1,12 +1,14 @@
 """`ZeroShot`, with which evaluations classify images from their activations at the hook.
 
-Shapes: B images of T tokens, d channels, E embedding, C classes.
+Shapes: B images of T tokens, d channels, E embedding, C classes that images are classified among, which may be a part
+of the dataset's.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -43,14 +45,26 @@ class ZeroShot:
     backbone: Backbone
     embeddings: Tensor  # [C, E]
     logit_scale: float
+    classes: np.ndarray  # [C] int64: their ids in the dataset
 
     @classmethod
     def load(
-        cls, config: BackboneConfig, inputs: Inputs, device: str, reporter: Reporter | None = None
+        cls,
+        config: BackboneConfig,
+        inputs: Inputs,
+        device: str,
+        reporter: Reporter | None = None,
+        classes: np.ndarray | None = None,
     ) -> ZeroShot:
-        """Opens the artifacts `weights` and `classifier`, and those that the backbone is made from."""
+        """Opens the artifacts `weights` and `classifier`, and those that the backbone is made from.
+
+        `classes` are the ids of the classes that images are classified among; all of the dataset if not given.
+        """
         backbone = load_backbone(config, inputs, device, reporter)
-        return cls(backbone, *load_classifier(inputs["classifier"], device))
+        embeddings, logit_scale = load_classifier(inputs["classifier"], device)
+        if classes is None:
+            classes = np.arange(len(embeddings))
+        return cls(backbone, embeddings[torch.from_numpy(classes).to(device)], logit_scale, classes)
 
     def features(self, activations: Tensor) -> Tensor:
         """[B, T, d] -> image features of length 1: [B, E]."""

@@ -6,18 +6,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 from pydantic import Field
 
 from patchsae.pipeline.backbones.backbone import BackboneWiring
 from patchsae.pipeline.classification.classifier import Prompts
-from patchsae.pipeline.core.config import Config, OptionalBackboneName, OptionalDatasetName
+from patchsae.pipeline.core.config import Config, HashedUnless, OptionalBackboneName, OptionalDatasetName
 from patchsae.pipeline.core.graph import Names
 from patchsae.pipeline.core.stage import Stage
 from patchsae.pipeline.images.dataset import DatasetConfig
-from patchsae.pipeline.images.tables import rows_of
+from patchsae.pipeline.images.tables import Classes, rows_of, task_classes
 from patchsae.pipeline.saes.sae import SaeConfig
 from patchsae.storage.artifacts import Artifact
 
@@ -64,8 +64,10 @@ class Wiring(BackboneWiring, Protocol):
 class ImagesConfig(Config):
     """Which images of a dataset are evaluated."""
 
-    classes: tuple[int | str, ...] | None = None
-    """Only images of these classes are used, given by name or by id; all classes if not given."""
+    classes: Classes | None = None
+    """Only images of these classes are used; all if not given. `base` and `novel` are the two halves of the
+    dataset's classes: their images are classified among the classes of their half alone. Images of a list of
+    classes, given by name or by id, are classified among all classes."""
     limit: int | None = Field(None, ge=1)
     """At most this many images are used: the first ones, since a split's images are in a fixed pseudo-random
     order."""
@@ -73,6 +75,10 @@ class ImagesConfig(Config):
     def rows_of(self, images: Artifact, split: str) -> np.ndarray:
         """The row numbers of the images, ascending. Raises UserError if there are none."""
         return rows_of(images, split, self.classes, self.limit)
+
+    def task_classes(self, images: Artifact) -> np.ndarray:
+        """The ids of the classes that the images are classified among, ascending."""
+        return task_classes(images, self.classes)
 
 
 class HeldOutConfig(ImagesConfig):
@@ -82,6 +88,9 @@ class HeldOutConfig(ImagesConfig):
     """The images to measure on; if not given, each SAE's own training dataset."""
     split: str = "test"
     """The split to measure on."""
+    tokens: Annotated[Literal["all", "with_prompts"], HashedUnless("all")] = "all"
+    """The tokens that are reconstructed: those of the image, or with learned prompt tokens too. Others stay as they
+    are."""
     prompts: Prompts = Prompts()
     """The prompts of the zero-shot classification."""
 

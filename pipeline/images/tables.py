@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
+from pydantic import BeforeValidator
 
 from patchsae.pipeline.core.prediction import Upstream
 from patchsae.pipeline.core.text import nearest
@@ -92,6 +94,57 @@ CORRUPT_IMAGES = TableSchema(
 )
 
 
+def _no_single_class(classes: Any) -> Any:
+    """Refuses what is neither a group nor a list of classes, before pydantic tries both and complains about both."""
+    is_list = isinstance(classes, list | tuple) and all(isinstance(one, int | str) for one in classes)
+    if classes not in ("base", "novel") and not (is_list and classes):
+        raise ValueError("is no choice of classes; write base, novel, or a list such as [cat, dog]")
+    return classes
+
+
+Group = Literal["base", "novel"]
+Classes = Annotated[Group | tuple[int | str, ...], BeforeValidator(_no_single_class)]
+"""Which classes of a dataset are used.
+
+`base` and `novel` are the first and the second half of its classes (spec 7.4), and a task: an image is classified
+among the classes of its half alone. A list of names or ids keeps the images of these classes, which are classified
+among all classes. A class whose name is `base` is `[base]`.
+"""
+
+
+def task_classes(images: Artifact, classes: Classes | None) -> np.ndarray:
+    """The ids of the classes that the images of `classes` are classified among, ascending: int64.
+
+    Of the n classes that have images in any split, the first ceil(n / 2) are `base` and the others `novel`. All
+    classes of the dataset for a list, or None. Raises UserError if n is 1, so that there are no halves.
+    """
+    n_images = images.scan("classes").select("n_images").collect()["n_images"].to_numpy()
+    return _task(np.flatnonzero(n_images), class_names_of(images), classes)
+
+
+def expected_task_classes(images: Upstream, classes: Classes | None) -> np.ndarray | None:
+    """`task_classes` before the images are indexed; None if the classes are not known.
+
+    It takes every class to have images.
+    """
+    if images.artifact is not None:
+        return task_classes(images.artifact, classes)
+    names = expected_classes(images)
+    return None if names is None else _task(np.arange(len(names)), names, classes)
+
+
+def _task(with_images: np.ndarray, names: Sequence[str], classes: Classes | None) -> np.ndarray:
+    if not isinstance(classes, str):
+        return np.arange(len(names))
+    if len(with_images) < 2:
+        raise UserError(
+            f"classes `{classes}`: the dataset has images of one class only (`{names[with_images[0]]}`), and base and "
+            "novel are two halves of its classes; leave `classes` out."
+        )
+    n_base = -(-len(with_images) // 2)
+    return with_images[:n_base] if classes == "base" else with_images[n_base:]
+
+
 def split_range(images: Artifact, split: str) -> range:
     """The rows of a split, which are contiguous. Raises UserError, naming the splits, if it has none."""
     rows = images.scan("images").select("image", "split").collect()
@@ -107,18 +160,27 @@ def _no_split(split: str, known: Iterable[str]) -> UserError:
 
 
 def rows_of(
-    images: Artifact, split: str, classes: Sequence[int | str] | None = None, limit: int | None = None
+    images: Artifact, split: str, classes: Classes | None = None, limit: int | None = None
 ) -> np.ndarray:
     """Row numbers of a split's images, ascending: int64 [images].
 
-    `classes`, by name or by id, keeps only the images of these classes. `limit` keeps at most this many
-    images, the first ones: the rows of a split are in a fixed pseudo-random order, so they are a random
-    sample. Raises UserError if the split or a class does not exist, or no image is left.
+    `classes` keeps only the images of these classes, given by name, by id, or as `base` or `novel`. `limit`
+    keeps at most this many images, the first ones: the rows of a split are in a fixed pseudo-random order, so
+    they are a random sample. Raises UserError if the split or a class does not exist, if no image is left, or
+    if a class of `base` or `novel` has no image in the split.
     """
     rows = np.array(split_range(images, split), np.int64)
     if classes is not None:
-        wanted = _wanted(class_names_of(images), classes)
+        names = class_names_of(images)
+        is_group = isinstance(classes, str)
+        wanted = task_classes(images, classes) if is_group else np.array(_wanted(names, classes))
         position, label = label_sets_of(images).pairs(rows)
+        if is_group and len(missing := np.setdiff1d(wanted, label)):
+            raise UserError(
+                f"classes `{classes}`: the class `{names[missing[0]]}` has no image in the split `{split}`"
+                f"{f', nor have {len(missing) - 1} more' if len(missing) > 1 else ''}; choose a split with images of "
+                "every class, or list `classes`."
+            )
         rows = rows[np.unique(position[np.isin(label, wanted)])]
         if not len(rows):
             raise UserError(
@@ -136,9 +198,9 @@ def _wanted(names: Sequence[str], classes: Sequence[int | str]) -> list[int]:
 
 
 def expected_rows(
-    images: Upstream, split: str, classes: Sequence[int | str] | None = None, limit: int | None = None
+    images: Upstream, split: str, classes: Classes | None = None, limit: int | None = None
 ) -> int | None:
-    """About how many rows `rows_of` will give, before the images are indexed; None if that is not known.
+    """How many rows `rows_of` will give: about, before the images are indexed; None if that is not known.
 
     Raises UserError, as `rows_of` does, if the split or a class is known not to exist.
     """
@@ -150,8 +212,12 @@ def expected_rows(
             split_range(images.artifact, split)
         raise _no_split(split, splits)
     n = splits[split]
-    if classes is not None and (names := expected_classes(images)):
-        n = -(-n * len(_wanted(names, classes)) // len(names))
+    if classes is not None and images.artifact is not None:
+        n = len(rows_of(images.artifact, split, classes))
+    elif classes is not None and (names := expected_classes(images)):
+        is_group = isinstance(classes, str)
+        chosen = _task(np.arange(len(names)), names, classes) if is_group else _wanted(names, classes)
+        n = -(-n * len(chosen) // len(names))
     return n if limit is None else min(n, limit)
 
 
@@ -194,10 +260,13 @@ class LabelSets:
         nth = np.arange(len(position)) - np.repeat(np.cumsum(n) - n, n)
         return position, self._labels[self._ends[rows][position] + nth].astype(np.int64)
 
-    def mask(self, rows: np.ndarray, n_classes: int) -> np.ndarray:
-        """Whether each of the images `rows` is of each class: bool [images, C]."""
-        found = np.zeros((len(rows), n_classes), bool)
-        found[self.pairs(rows)] = True
+    def mask(self, rows: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Whether each of the images `rows` is of each of the ascending class ids `classes`: bool [images, classes]."""
+        position, label = self.pairs(rows)
+        place = np.searchsorted(classes, label)
+        is_asked = classes[np.minimum(place, len(classes) - 1)] == label
+        found = np.zeros((len(rows), len(classes)), bool)
+        found[position[is_asked], place[is_asked]] = True
         return found
 
 

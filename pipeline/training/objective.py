@@ -78,7 +78,8 @@ class TrainedSaeConfig(SaeConfig):
     split: str = "train"
     """The split of the data set that the SAE is trained on."""
     tokens: TokenSelection = "all"
-    """Which tokens of each image the SAE is trained on."""
+    """Which tokens of each image the SAE is trained on: `all` of the image, its `patches`, the `prefix` (such as CLS),
+    or `with_prompts` learned prompt tokens too."""
     seed: int = Field(0, ge=0)
     """Seed of the initial weights."""
     shuffle_seed: int = Field(0, ge=0)

@@ -347,7 +347,7 @@ class OpenSae:
         for start in range(0, len(pixels), _IMAGES_PER_BATCH):
             with torch.inference_mode():
                 x = self.backbone.head(torch.stack(pixels[start : start + _IMAGES_PER_BATCH]))
-            found.append(self._frame(x, names[start : start + _IMAGES_PER_BATCH]))
+            found.append(self._frame(x, names[start : start + _IMAGES_PER_BATCH], self.backbone.layout))
         return EncodedImages(pl.concat(found), names, self.backbone.layout)
 
     def map(self, image: ImageLike | int, latent: int) -> np.ndarray:
@@ -374,7 +374,7 @@ class OpenSae:
             raise UserError(f"image {image}: the dataset has the rows 0 to {activations.n_images - 1}.")
         rows = np.array([image])
         x = PartImages(activations, rows, "cpu").take(rows)
-        return EncodedImages(self._frame(x, [image]), [image], activations.layout)
+        return EncodedImages(self._frame(x, [image], activations.layout), [image], activations.layout)
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -426,10 +426,10 @@ class OpenSae:
     def _encoder(self) -> LatentEncoder:
         return LatentEncoder(self.weights)
 
-    def _frame(self, x: torch.Tensor, names: Sequence[str | int]) -> pl.DataFrame:
-        """The latents of activations [images, tokens, d] as rows, one per token and latent above 0."""
-        latents = self._encoder(x.flatten(0, 1))
-        image, token = np.divmod(latents.token().numpy(), x.shape[1])
+    def _frame(self, x: torch.Tensor, names: Sequence[str | int], layout: TokenLayout) -> pl.DataFrame:
+        """The latents of activations [images, tokens, d] as rows, one per token of the image and latent above 0."""
+        latents = self._encoder(x[:, : len(layout.select("all"))].flatten(0, 1))
+        image, token = np.divmod(latents.token().numpy(), len(layout.select("all")))
         return pl.DataFrame(
             {
                 "image": pl.Series(names)[image],
@@ -450,7 +450,7 @@ class EncodedImages:
     """The latents of some images.
 
     `frame` has one row per token and latent above 0, with the columns image (as in `images`), token, latent
-    and activation. `layout` is the order of the tokens.
+    and activation. `layout` is the order of the tokens; learned prompt tokens have no rows.
     """
 
     frame: pl.DataFrame
@@ -464,7 +464,7 @@ class EncodedImages:
         token_activation.
         """
         by_latent = self.frame.group_by("image", "latent").agg(
-            activation=pl.col("activation").sum() / self.layout.n_tokens,
+            activation=pl.col("activation").sum() / len(self.layout.select("all")),
             token=pl.col("token").get(pl.col("activation").arg_max()),
             token_activation=pl.col("activation").max(),
         )

@@ -193,7 +193,8 @@ def test_shards_have_the_bytes_zarr_itself_writes(tmp_path: Path) -> None:
 def test_tokens_are_selected_by_where_they_stand() -> None:
     layout = TokenLayout(n_prefix=2, grid=(3, 4), n_suffix=5)
     assert layout.n_tokens == 19
-    assert layout.select("all") == range(19)
+    assert layout.select("all") == range(14)
+    assert layout.select("with_prompts") == range(19)
     assert layout.select("prefix") == range(2)
     assert layout.select("patches") == range(2, 14)
     assert TokenLayout.of(layout.attributes()) == layout

@@ -59,7 +59,9 @@ def index(store: Store, labels: Sequence[int], splits: Sequence[str], class_name
             CLASSES, {"class": range(len(class_names)), "class_name": class_names, "n_images": counts}
         )
 
-    return commit(store, "index", fill, labels=[int(label) for label in labels], splits=list(splits))
+    told = ", ".join(f"{split} {splits.count(split)}" for split in dict.fromkeys(splits))
+    summary: Summary = {"n_images": len(labels), "splits": told}
+    return commit(store, "index", fill, summary, labels=[int(label) for label in labels], splits=list(splits))
 
 
 def activations(

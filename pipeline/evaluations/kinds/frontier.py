@@ -127,7 +127,9 @@ class FrontierConfig(EvaluationConfig, HeldOutConfig):
         """The name of the `reconstruction` node of an SAE, which differs for other images or prompts."""
         on = "" if self.dataset is None else f"-{self.dataset}"
         plain = self.prompts == Prompts() and self.classes is None and self.limit is None
-        settings = [self.prompts.key_config(), self.classes, self.limit]
+        settings: list[Any] = [self.prompts.key_config(), self.classes, self.limit]
+        if self.tokens != "all":
+            plain, settings = False, [*settings, self.tokens]
         return f"{sae}{on}-{self.split}" + ("" if plain else f"-{digest_json(settings)[:6]}")
 
 

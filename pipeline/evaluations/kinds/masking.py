@@ -108,8 +108,9 @@ class MaskingConfig(EvaluationConfig, ImagesConfig, AppliedConfig):
     random_pool: Literal["alive", "all"] = "alive"
     """With `alive`, a random ranking has the latents that fire on the statistics' split first and the dead
     ones after them; with `all`, they are mixed."""
-    tokens: Literal["all", "patches"] = "all"
-    """The tokens whose activations are replaced; the others stay as they are."""
+    tokens: Literal["all", "patches", "with_prompts"] = "all"
+    """The tokens whose activations are replaced: all of the image, its patches, or learned prompt tokens too. The
+    others stay as they are."""
     prompts: Prompts = Prompts()
     """The prompts of the zero-shot classification."""
     attributes: Annotated[Literal["all"] | tuple[str, ...], Unhashed("resolved in the stage's config")] = (
@@ -295,7 +296,9 @@ class _Worker:
         self.device = runtime.device
         self.images = EvaluatedImages(inputs, config.rows(inputs), runtime.device)
         self.encoder = open_encoder(inputs, out, runtime.device)
-        self.zero_shot = ZeroShot.load(config.backbone, inputs, runtime.device, runtime.reporter)
+        task = config.masking.task_classes(inputs["images"])
+        self.zero_shot = ZeroShot.load(config.backbone, inputs, runtime.device, runtime.reporter, task)
+        self.n_classes = len(class_names_of(inputs["images"]))
         self.attributes = [
             (
                 load_classifier(inputs[_classifier(attribute)], runtime.device)[0],
@@ -312,17 +315,19 @@ class _Worker:
         sae, masking = self.encoder.sae, self.config.masking
         ks = self.config.finite_ks(sae.n_latents)
         tokens = self.images.activations.layout.select(masking.tokens)
-        n_classes = len(self.zero_shot.embeddings)
-        correct = Correct.zeros(len(self.rankings), len(ks), 1 + len(self.attributes), n_classes)
-        read = [(self.zero_shot.embeddings, self.images.label_sets), *self.attributes]
+        correct = Correct.zeros(len(self.rankings), len(ks), 1 + len(self.attributes), self.n_classes)
+        read = [
+            (self.zero_shot.embeddings, self.images.label_sets, self.zero_shot.classes),
+            *((values, sets, np.arange(len(values))) for values, sets in self.attributes),
+        ]
         step = images_per_block(sae.n_latents, len(tokens))
         for rows, x, labels in self.images.blocks(part, step, within):
             latents = self.encoder.block(x[:, tokens.start : tokens.stop].flatten(0, 1))
             of_label = torch.from_numpy(labels).to(self.device)
             mine = [ranking if len(ranking) == 1 else ranking[of_label] for ranking in self.rankings]
             readings = [
-                Reading(values, torch.from_numpy(sets.mask(rows, len(values))).to(self.device))
-                for values, sets in read
+                Reading(values, torch.from_numpy(sets.mask(rows, ids)).to(self.device))
+                for values, sets, ids in read
             ]
             count_correct(
                 correct, x, latents, labels, readings, mine, ks, sae, self.zero_shot, masking.modes, tokens

@@ -1,6 +1,6 @@
 """Evaluation `reconstruction`: how well an SAE reconstructs activations, and how much accuracy is kept.
 
-The activations of all tokens are replaced. The contrastive score corrects that of the paper's released code
+The activations of all tokens of the image are replaced. The contrastive score corrects that of the paper's released code
 (spec 2.8): it uses real class names, replaces all tokens instead of the class token alone, and counts every
 class once.
 """
@@ -86,21 +86,22 @@ class ReconstructionStageConfig(Config):
 def _prepare(config: ReconstructionStageConfig, inputs: Inputs, out: Builder, runtime: Runtime) -> int:
     choose_encoder(inputs, out, runtime.device)
     images = EvaluatedImages(inputs, config.rows(inputs), runtime.device)
-    out.scratch.share(_MEAN, {"mean": _mean_activation(images, runtime)}, {})
+    tokens = images.activations.layout.select(config.reconstruction.tokens)
+    out.scratch.share(_MEAN, {"mean": _mean_activation(images, tokens, runtime)}, {})
     return len(images.parts)
 
 
-def _mean_activation(images: EvaluatedImages, runtime: Runtime) -> np.ndarray:
-    """The mean activation over all tokens of all images: float32 [d]."""
+def _mean_activation(images: EvaluatedImages, tokens: range, runtime: Runtime) -> np.ndarray:
+    """The mean activation over these tokens of all images: float32 [d]."""
     activations = images.activations
     total = np.zeros(activations.width)
     with runtime.reporter.bar("reconstruction, mean", len(images.rows), "images") as bar:
         for part in images.parts:
             for chunk in np.split(part, np.flatnonzero(np.diff(part // activations.chunk_images)) + 1):
-                x = PartImages(activations, chunk, "cpu").take(chunk)
+                x = PartImages(activations, chunk, "cpu").take(chunk)[:, tokens.start : tokens.stop]
                 total += x.double().sum(dim=(0, 1)).numpy()
                 bar.advance(len(chunk))
-    return (total / (len(images.rows) * activations.tokens_per_image)).astype(np.float32)
+    return (total / (len(images.rows) * len(tokens))).astype(np.float32)
 
 
 class _Worker:
@@ -112,22 +113,26 @@ class _Worker:
         self.device = runtime.device
         self.images = EvaluatedImages(inputs, config.rows(inputs), runtime.device)
         self.encoder = open_encoder(inputs, out, runtime.device)
-        self.zero_shot = ZeroShot.load(config.backbone, inputs, runtime.device, runtime.reporter)
+        task = config.reconstruction.task_classes(inputs["images"])
+        self.zero_shot = ZeroShot.load(config.backbone, inputs, runtime.device, runtime.reporter, task)
+        self.tokens = self.images.activations.layout.select(config.reconstruction.tokens)
         self.mean = torch.tensor(out.scratch.read_shared(_MEAN).arrays["mean"], device=runtime.device)
 
     def __call__(self, part: int, within: Within) -> Mapping[str, np.ndarray]:
         sae = self.encoder.sae
         quality, outcomes = Quality(sae.width, sae.n_latents, self.device), Outcomes()
-        step = images_per_block(sae.n_latents, self.images.activations.tokens_per_image)
+        replaced = slice(self.tokens.start, self.tokens.stop)
+        step = images_per_block(sae.n_latents, len(self.tokens))
         for image_rows, x, _ in self.images.blocks(part, step, within):
-            tokens = x.flatten(0, 1)
+            tokens = x[:, replaced].flatten(0, 1)
             x_hat = torch.empty_like(tokens)
             for rows, latents in self.encoder.blocks(tokens):
                 x_hat[rows] = latents.decode(latents.value, sae.W_dec) + sae.b_dec
                 quality.add(tokens[rows], x_hat[rows], latents)
-            label_sets = self.images.label_sets.mask(image_rows, len(self.zero_shot.embeddings))
+            label_sets = self.images.label_sets.mask(image_rows, self.zero_shot.classes)
             on_device = torch.from_numpy(label_sets).to(self.device)
-            outcomes.add(self.zero_shot, x, x_hat.view_as(x), self.mean, on_device)
+            x_hat = x_hat.view_as(x[:, replaced])
+            outcomes.add(self.zero_shot, x, x_hat, self.mean, on_device, self.tokens)
         return {**quality.arrays(), **vars(outcomes)}
 
 

@@ -63,8 +63,9 @@ class StatisticsConfig(EvaluationConfig, ImagesConfig, AppliedConfig, TableSetti
     """The images that are counted; if not given, the SAE's own training dataset."""
     split: str = "train"
     """The split that is counted."""
-    tokens: Literal["all", "patches"] = "all"
-    """`patches` leaves out the tokens that are not patches, such as CLS."""
+    tokens: Literal["all", "patches", "with_prompts"] = "all"
+    """`all` tokens of the image. `patches` leaves out those that are not patches, such as CLS; `with_prompts` also
+    counts learned prompt tokens."""
     tau: Annotated[float, Field(ge=0)] = 0.2
     """Masking ranks latents by the number of tokens on which their activation exceeds tau."""
 

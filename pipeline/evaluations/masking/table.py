@@ -53,7 +53,8 @@ _MASKING = TableSchema(
         Column(
             "n_correct",
             pa.int64(),
-            "Number of images whose largest logit over all classes is that of their label.",
+            "Number of images whose largest logit is that of their label: over all classes of the dataset, or with "
+            "`classes: base` or `novel` over those of this half.",
         ),
         Column("accuracy", pa.float64(), "n_correct / n, from 0 to 1."),
         Column("ci_low", pa.float64(), _INTERVAL.format("Lower")),

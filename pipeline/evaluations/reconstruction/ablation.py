@@ -1,6 +1,6 @@
-"""Zero-shot classification with all activations at the hook replaced, for the evaluation `reconstruction`.
+"""Zero-shot classification with the activations at the hook replaced, for the evaluation `reconstruction`.
 
-Shapes: B images of T tokens, d channels, C classes.
+Shapes: B images of T tokens, of which R are replaced; d channels, C classes.
 """
 
 from __future__ import annotations
@@ -25,9 +25,16 @@ class Outcomes:
         self.kl_to_original = np.zeros(len(REPLACED))
 
     @torch.inference_mode()
-    def add(self, zero_shot: ZeroShot, x: Tensor, x_hat: Tensor, mean: Tensor, label_sets: Tensor) -> None:
-        """Adds a block of images: `x` and `x_hat` [B, T, d], `mean` [d], `label_sets` [B, C] bool."""
-        ways = (x, x_hat, mean.expand_as(x).contiguous(), torch.zeros_like(x))
+    def add(
+        self, zero_shot: ZeroShot, x: Tensor, x_hat: Tensor, mean: Tensor, label_sets: Tensor, tokens: range
+    ) -> None:
+        """Adds a block of images.
+
+        `x` [B, T, d], `x_hat` [B, R, d], `mean` [d], `label_sets` [B, C] bool; `tokens` are the R that are replaced.
+        """
+        before, after = x[:, : tokens.start], x[:, tokens.stop :]
+        by = (x_hat, mean.expand_as(x_hat), torch.zeros_like(x_hat))
+        ways = (x, *(torch.cat([before, values, after], dim=1) for values in by))
         # The cross entropy is that of a distribution which gives every class of an image the same share.
         target = label_sets.double() / label_sets.sum(dim=1, keepdim=True)
         original = None

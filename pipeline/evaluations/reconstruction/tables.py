@@ -12,7 +12,8 @@ _DECADES = 6
 
 RECONSTRUCTION = TableSchema(
     "reconstruction",
-    "Zero-shot classification with every token's activation at the hook replaced.",
+    "Zero-shot classification with every token's activation at the hook replaced. Images are classified among all "
+    "classes of the dataset, or with `classes: base` or `novel` among those of this half.",
     (
         Column(
             "replaced",
@@ -32,7 +33,7 @@ RECONSTRUCTION = TableSchema(
         Column(
             "cross_entropy",
             pa.float64(),
-            "Mean over images of -ln(softmax of the logits of all classes, at the label), in nats; for an image of "
+            "Mean over images of -ln(softmax of the logits of these classes, at the label), in nats; for an image of "
             "several classes the mean over them.",
         ),
         Column(

@@ -29,7 +29,7 @@ from patchsae.storage.tokens import TokenLayout
 N_IMAGES, TOKENS, WIDTH, PREFIX = 45, 6, 8, 1
 
 
-def _cache(folder: Path, dtype: ActivationDtype = "float16") -> Activations:
+def _cache(folder: Path, dtype: ActivationDtype = "float16", n_suffix: int = 0) -> Activations:
     """Activations whose every vector tells its image and token."""
     template = ActivationTemplate(N_IMAGES, TOKENS, WIDTH, dtype, chunk_images=4, chunks_per_shard=3)
     store = Store(folder)
@@ -37,7 +37,7 @@ def _cache(folder: Path, dtype: ActivationDtype = "float16") -> Activations:
     writer = ActivationWriter(
         out,
         template,
-        TokenLayout(PREFIX, (1, TOKENS - PREFIX)),
+        TokenLayout(PREFIX, (1, TOKENS - PREFIX - n_suffix), n_suffix),
         {},
     )
     image, token = np.mgrid[:N_IMAGES, :TOKENS]
@@ -80,6 +80,22 @@ def test_every_token_comes_once_per_epoch(cache: Activations, mix: str, tokens: 
     first, second = (_pairs(list(stream.batches(e * n, (e + 1) * n))) for e in (0, 1))
     assert sorted(first) == sorted(second) == everything
     assert first != second
+
+
+@pytest.mark.parametrize("mix", ["tokens", "images"])
+def test_prompt_tokens_are_streamed_only_if_asked_for(tmp_path: Path, mix: str) -> None:
+    cache = _cache(tmp_path, n_suffix=2)
+    for tokens, chosen in (
+        ("all", range(4)),
+        ("patches", range(1, 4)),
+        ("with_prompts", range(6)),
+        ("prefix", range(1)),
+    ):
+        stream = Stream(cache, range(3, 20), 1, seed=3, tokens=tokens, mix=mix, block_bytes=BLOCK)  # type: ignore[arg-type]
+        batches = list(stream.batches(0, stream.n_tokens // stream.tokens_per_batch))
+        assert sorted(_pairs(batches)) == [(i, t) for i in range(3, 20) for t in chosen]
+        for batch in batches:
+            np.testing.assert_array_equal(batch.to_float32()[:, 1], batch.token)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,12 @@ from patchsae.pipeline.backbones.towers.vit import ClipVit
 from patchsae.pipeline.classification import classifier
 from patchsae.pipeline.core.stage import Inputs, Runtime
 from patchsae.pipeline.evaluations.intervals import wilson_interval
-from patchsae.pipeline.evaluations.kinds import statistics
+from patchsae.pipeline.evaluations.kinds import reconstruction, statistics
 from patchsae.pipeline.evaluations.kinds.masking import STAGE, MaskingConfig, MaskingStageConfig
+from patchsae.pipeline.evaluations.kinds.reconstruction import (
+    ReconstructionConfig,
+    ReconstructionStageConfig,
+)
 from patchsae.pipeline.evaluations.kinds.statistics import StatisticsConfig
 from patchsae.pipeline.evaluations.masking.sweep import Correct, Reading, count_correct, sweep
 from patchsae.pipeline.evaluations.statistics.rankings import by_count, random_ranking, segments
@@ -75,13 +79,16 @@ def model(tiny_checkpoint: Path, tiny_model: str) -> Model:
     return Model(config, backbone, images, labels.numpy(), sae, normalize(means - features.mean(0), dim=1))
 
 
-def inputs_of(model: Model, store: Store, chunk_images: int = 3) -> Inputs:
+def inputs_of(model: Model, store: Store, chunk_images: int = 3, n_suffix: int = 0) -> Inputs:
+    """With `n_suffix` the last patches are called learned prompt tokens."""
     with torch.inference_mode():
         x = model.backbone.head(model.images).half().numpy()
     splits = ["train"] * N_TRAIN + ["test"] * (N_IMAGES - N_TRAIN)
     images = index(store, model.labels.tolist(), splits, CLASS_NAMES)
     inputs = {
-        "activations": activations(store, x, chunk_images=chunk_images, chunks_per_shard=4),
+        "activations": activations(
+            store, x, chunk_images=chunk_images, chunks_per_shard=4, n_suffix=n_suffix
+        ),
         "images": images,
         "sae": train(store, model.sae),
     }
@@ -107,9 +114,9 @@ def read(artifact: Artifact) -> pl.DataFrame:
 
 
 def predict_with_hook(
-    model: Model, rows: np.ndarray, replace: Callable[[Tensor], Tensor] | None
+    model: Model, rows: np.ndarray, replace: Callable[[Tensor], Tensor] | None, task: Sequence[int]
 ) -> np.ndarray:
-    """Predictions on some images by the whole model, with the hooked block's output replaced."""
+    """Predictions among the classes `task` by the whole model, with the hooked block's output replaced."""
     handles = []
     if replace is not None:
         block = model.backbone.blocks[model.backbone.hook_block]
@@ -117,7 +124,8 @@ def predict_with_hook(
     features = model.backbone.model.encode_image(model.images[rows])
     for handle in handles:
         handle.remove()
-    return (normalize(features, dim=-1) @ model.classifier.T).argmax(dim=-1).numpy()
+    best = (normalize(features, dim=-1) @ model.classifier[list(task)].T).argmax(dim=-1)
+    return np.array(task)[best.numpy()]
 
 
 def dense_latents(model: Model, output: Tensor) -> Tensor:
@@ -127,15 +135,24 @@ def dense_latents(model: Model, output: Tensor) -> Tensor:
 @torch.inference_mode()
 @pytest.mark.parametrize(
     "fields",
-    [{"tokens": "all"}, {"tokens": "patches"}, {"classes": ["cup", 1], "limit": 24}],
-    ids=["all", "patches", "some images"],
+    [
+        {"tokens": "all"},
+        {"tokens": "patches"},
+        {"classes": ["cup", 1], "limit": 24},
+        {"classes": "base"},
+        {"classes": "novel"},
+    ],
+    ids=["all", "patches", "some images", "base", "novel"],
 )
 def test_masking_equals_hooks_one_mask_at_a_time(model: Model, store: Store, fields: dict[str, Any]) -> None:
     artifact = run(store, STAGE, stage_config(model, **fields), inputs_of(model, store))
     table = read(artifact)
     first = 1 if fields.get("tokens") == "patches" else 0
     images = np.arange(N_TRAIN, N_IMAGES)
-    if "classes" in fields:
+    task = {"base": [0, 1], "novel": [2, 3]}.get(str(fields.get("classes")), [0, 1, 2, 3])
+    if len(task) == 2:
+        images = images[np.isin(model.labels[images], task)]
+    elif "classes" in fields:
         images = images[model.labels[images] != CLASS_NAMES.index("pen")]
         assert len(images) > fields["limit"]
         images = images[: fields["limit"]]
@@ -150,7 +167,7 @@ def test_masking_equals_hooks_one_mask_at_a_time(model: Model, store: Store, fie
             x_hat = (f * torch.from_numpy(mask)[:, None]) @ model.sae.W_dec + model.sae.b_dec
             return torch.cat([output[:, :first], x_hat], dim=1)
 
-        return predict_with_hook(model, images, replace)
+        return predict_with_hook(model, images, replace, task)
 
     def ranked(selection: str, seed: int | None, label: int) -> np.ndarray:
         if selection == "class":
@@ -180,7 +197,7 @@ def test_masking_equals_hooks_one_mask_at_a_time(model: Model, store: Store, fie
         )
         assert len(rows) == len(set(labels.tolist())) + 1
         if mode == "original":
-            check(rows, predict_with_hook(model, images, None))
+            check(rows, predict_with_hook(model, images, None, task))
             continue
 
         mask = np.ones((len(labels), N_LATENTS), np.float32)
@@ -192,6 +209,40 @@ def test_masking_equals_hooks_one_mask_at_a_time(model: Model, store: Store, fie
     # The comparison would mean little if everything were predicted alike.
     overall = table.filter(pl.col("class").is_null())["accuracy"]
     assert overall.n_unique() > min(10, len(labels) // 3) and overall.max() > 0.6
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("tokens", ["all", "with_prompts"])
+def test_prompt_tokens_are_replaced_only_if_asked_for(model: Model, store: Store, tokens: str) -> None:
+    inputs = inputs_of(model, store, n_suffix=5)
+    table = read(run(store, STAGE, stage_config(model, tokens=tokens, selections=[], ks=[1]), inputs))
+    config = ReconstructionConfig.model_validate({"sae": "s", "tokens": tokens})
+    stage_config_ = ReconstructionStageConfig(reconstruction=config, backbone=model.config)
+    measured = run(store, reconstruction.STAGE, stage_config_, inputs)
+    images = np.arange(N_TRAIN, N_IMAGES)
+    labels, last = model.labels[images], 17 - (5 if tokens == "all" else 0)
+
+    def x_hat(output: Tensor) -> Tensor:
+        found = dense_latents(model, output[:, :last]) @ model.sae.W_dec + model.sae.b_dec
+        return torch.cat([found.unflatten(0, (len(images), -1)), output[:, last:]], dim=1)
+
+    def mean(output: Tensor) -> Tensor:
+        return torch.cat(
+            [output[:, :last].mean((0, 1)).expand(len(images), last, -1), output[:, last:]], dim=1
+        )
+
+    right = {
+        way: (predict_with_hook(model, images, replace, [0, 1, 2, 3]) == labels).sum()
+        for way, replace in (("reconstruction", x_hat), ("mean", mean))
+    }
+    whole = table.filter(pl.col("class").is_null(), mode="reconstruction")
+    assert whole["n_correct"].to_list() == [right["reconstruction"]]
+    rows = dict(measured.scan("reconstruction").collect().select("replaced", "n_correct").iter_rows())
+    assert {way: rows[way] for way in right} == right
+    x = model.backbone.head(model.images[images]).half().float()[:, :last].flatten(0, 1)
+    error = x - (model.sae.encode(x) @ model.sae.W_dec + model.sae.b_dec)
+    fvu = error.double().square().sum() / (x.double() - x.double().mean(0)).square().sum()
+    assert measured.manifest.summary["fvu"] == pytest.approx(float(fvu), rel=1e-3)
 
 
 def counts_above(model: Model) -> np.ndarray:

@@ -244,10 +244,10 @@ def test_only_patch_tokens_count_when_asked(world: SmallWorld, store: Store) -> 
         assert token == f[image, :, latent].argmax() + 1
 
 
-def test_tokens_behind_the_patches_are_no_patches(world: SmallWorld, store: Store) -> None:
+def test_tokens_behind_the_patches_are_counted_only_if_asked_for(world: SmallWorld, store: Store) -> None:
     inputs = {**world.inputs(store), "activations": activations(store, world.x, 2, 2, n_prefix=1, n_suffix=2)}
     f = world.f[:N_TRAIN]
-    for tokens, counted in (("patches", f[:, 1:3]), ("all", f)):
+    for tokens, counted in (("patches", f[:, 1:3]), ("all", f[:, :3]), ("with_prompts", f)):
         table = read(run(store, STAGE, config(tokens=tokens), inputs), "latents")
         np.testing.assert_array_equal(table["n_tokens"], (counted > 0).sum((0, 1)))
         np.testing.assert_allclose(table["token_frequency"], (counted > 0).mean((0, 1)))

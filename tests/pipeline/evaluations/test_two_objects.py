@@ -53,7 +53,7 @@ def dense(made: dict[str, Artifact], sae: str) -> tuple[torch.Tensor, torch.Tens
 
 
 def shown(made: dict[str, Artifact]) -> np.ndarray:
-    return label_sets_of(made["index/two"]).mask(np.arange(N), 8)
+    return label_sets_of(made["index/two"]).mask(np.arange(N), np.arange(8))
 
 
 def test_the_classes_on_top_are_those_with_the_largest_scores() -> None:

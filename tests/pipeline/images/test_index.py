@@ -67,11 +67,12 @@ def test_an_image_of_several_classes_has_all_of_them(store: Store, runtime: Runt
     names, rows = class_names_of(artifact), np.arange(50)
     found = label_sets_of(artifact)
     assert found.counts(rows).tolist() == [2] * 30 + [1] * 20
-    mask = found.mask(rows, len(names))
+    mask = found.mask(rows, np.arange(len(names)))
     for row in artifact.scan("images").collect().iter_rows(named=True):
         split, index = row["source"].split("/")
         shown = set(world.layout(2, split, int(index)).values("colour"))
         assert {names[label] for label in np.flatnonzero(mask[row["image"]])} == shown
+    np.testing.assert_array_equal(found.mask(rows[::-1], np.array([1, 4])), mask[::-1, [1, 4]])
     assert artifact.scan("classes").collect()["n_images"].to_list() == mask.sum(0).tolist()
     pairs = artifact.scan("image_labels").collect()
     assert len(pairs) == 80
