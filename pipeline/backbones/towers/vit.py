@@ -5,6 +5,7 @@ Shapes: B images, T tokens, d channels at the hook, E embedding.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from patchsae.pipeline.backbones.towers.clip import CutClip, cannot_cut
 from patchsae.storage.tokens import TokenLayout
+
+Before = Callable[[int, Tensor], Tensor]
 
 
 class ClipVit(CutClip):
@@ -45,21 +48,28 @@ class ClipVit(CutClip):
         return torch.cat([prefix, patches], dim=1).float()
 
     def tail(self, activations: Tensor) -> Tensor:
-        """float32 [B, T, d] -> float32 [B, E].
+        """float32 [B, T, d] -> float32 [B, E]."""
+        return self.features(activations.to(self.device, self.dtype), self.hook_block + 1)
 
-        If the tower's output is that of the class token, the last block is computed for the class token
-        alone.
+    def tokens(self, images: Tensor) -> Tensor:
+        """[B, 3, h, w] -> the input of the first block: [B, T, d]."""
+        x: Tensor = self.visual._embeds(images.to(self.device, self.dtype))
+        return x
+
+    def features(self, x: Tensor, first: int, before: Before | None = None) -> Tensor:
+        """The input of block `first` [B, T, d] -> image features, float32 [B, E].
+
+        `before(n, x)`, if given, replaces the input x of each block n. It may add tokens behind those of the
+        image, which are left out where the tower pools tokens. If the tower's output is that of the class token,
+        the last block is computed for the class token alone.
         """
-        x = activations.to(self.device, self.dtype)
-        rest = self.blocks[self.hook_block + 1 :]
-        if not rest or not self._pools_class_token() or not _is_plain(rest[-1]):
-            for block in rest:
-                x = block(x)
-        else:
-            for block in rest[:-1]:
-                x = block(x)
-            x = _class_token_of(rest[-1], x)
-        pooled, _ = self.visual._pool(x)
+        last = self.n_blocks - 1
+        is_cut = self._pools_class_token() and _is_plain(self.blocks[last])
+        for n in range(first, self.n_blocks):
+            if before is not None:
+                x = before(n, x)
+            x = _class_token_of(self.blocks[n], x) if is_cut and n == last else self.blocks[n](x)
+        pooled, _ = self.visual._pool(x[:, : self.layout.n_tokens])
         if self.visual.proj is not None:
             pooled = pooled @ self.visual.proj
         return pooled.float()
