@@ -1,0 +1,1 @@
+"""The kinds of adapters: one module per kind."""
