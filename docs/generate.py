@@ -29,10 +29,12 @@ from patchsae.pipeline.evaluations.statistics.tables import (
     TableSettings,
     latents_schema,
 )
+from patchsae.pipeline.experiment.dag import Dag
 from patchsae.pipeline.experiment.experiment import PRESETS, parse
 from patchsae.pipeline.experiment.fields import BASES, SETTINGS, SHARED, described, purpose
 from patchsae.pipeline.experiment.kinds import KINDS, STAGES
 from patchsae.pipeline.images.attributes import ATTRIBUTES, IMAGE_ATTRIBUTES
+from patchsae.pipeline.images.few_shot import FEW_SHOT
 from patchsae.pipeline.images.tables import CLASSES, CORRUPT_IMAGES, IMAGE_LABELS, IMAGES
 from patchsae.pipeline.results.sql import ARTIFACT_COLUMNS, ARTIFACTS, describe
 from patchsae.pipeline.results.tables import KEY_COLUMNS, NAME_COLUMNS, Catalog
@@ -49,6 +51,7 @@ ADDED = {**NAME_COLUMNS, **KEY_COLUMNS}
 TABLES: dict[str, tuple[TableSchema, ...]] = {
     "attributes": (ATTRIBUTES, IMAGE_ATTRIBUTES),
     "index": (IMAGES, CLASSES, IMAGE_LABELS, CORRUPT_IMAGES),
+    "few_shot": (FEW_SHOT,),
     "train": (TRAINING,),
     "statistics": (latents_schema(TableSettings().quantiles), LATENT_IMAGES, CLASS_LATENTS),
     "masking": (masking_schema(("colour",)),),
@@ -111,7 +114,10 @@ def empty_store(folder: Path) -> Store:
     """A store in which every table is there and has no rows, so that it can be asked what a reader sees."""
     store = Store(folder)
     nodes: dict[str, RecordedNode] = {}
-    for node in parse(EXPERIMENT, "docs").nodes():
+    experiment = parse(EXPERIMENT, "docs")
+    dag = Dag(experiment.datasets, experiment.backbones, experiment.saes, experiment.evaluations)
+    dag.few_shot("images", None, 16, 1, "train")
+    for node in dag.all_nodes():
         inputs = {role: nodes[address].key for role, address in node.inputs.items()}
         key = artifact_key(node.stage.name, node.stage.version, {}, inputs)
         builder = store.begin(store.at(node.stage.name, key))

@@ -13,8 +13,9 @@ from patchsae.pipeline.classification.classifier import Prompts
 from patchsae.pipeline.core.graph import Names, Node
 from patchsae.pipeline.evaluations.evaluation import EvaluationConfig
 from patchsae.pipeline.experiment.kinds import STAGES
-from patchsae.pipeline.images import attributes, index
+from patchsae.pipeline.images import attributes, few_shot, index
 from patchsae.pipeline.images.dataset import DatasetConfig
+from patchsae.pipeline.images.tables import Classes
 from patchsae.pipeline.saes.sae import SaeConfig
 from patchsae.storage.errors import UserError
 
@@ -67,6 +68,13 @@ class Dag:
         config = attributes.AttributesConfig(dataset=self.datasets[dataset])
         inputs = {"images": self.index(dataset)}
         return self._add(Node(attributes.STAGE, dataset, config, inputs, Names(dataset)))
+
+    def few_shot(
+        self, dataset: str, classes: Classes | None, shots: int | None, seed: int, split: str
+    ) -> str:
+        config = few_shot.FewShotConfig(classes=classes, shots=shots, seed=seed, split=split)
+        inputs = {"images": self.index(dataset)}
+        return self._add(Node(few_shot.STAGE, f"{dataset}-{config.label()}", config, inputs, Names(dataset)))
 
     def weights(self, backbone: str) -> str:
         config = self.backbone(backbone)

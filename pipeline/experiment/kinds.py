@@ -11,7 +11,7 @@ from patchsae.pipeline.core.config import Config
 from patchsae.pipeline.core.stage import Section, Stage
 from patchsae.pipeline.evaluations import kinds as evaluations
 from patchsae.pipeline.evaluations.evaluation import EvaluationConfig
-from patchsae.pipeline.images import attributes, datasets, index
+from patchsae.pipeline.images import attributes, datasets, few_shot, index
 from patchsae.pipeline.images.dataset import DatasetConfig
 from patchsae.pipeline.saes import import_
 from patchsae.pipeline.saes.sae import SaeConfig
@@ -36,6 +36,7 @@ STAGES: dict[str, Stage] = {
     for stage in (
         index.STAGE,
         attributes.STAGE,
+        few_shot.STAGE,
         weights.STAGE,
         extract.STAGE,
         classifier.STAGE,

@@ -122,6 +122,16 @@ def task_classes(images: Artifact, classes: Classes | None) -> np.ndarray:
     return _task(np.flatnonzero(n_images), class_names_of(images), classes)
 
 
+def wanted_classes(images: Artifact, classes: Classes | None) -> np.ndarray:
+    """The ids of the classes whose images are used, ascending: int64.
+
+    Raises UserError if there is no such class, or if there are no halves.
+    """
+    if classes is None or isinstance(classes, str):
+        return task_classes(images, classes)
+    return np.array(_wanted(class_names_of(images), classes))
+
+
 def expected_task_classes(images: Upstream, classes: Classes | None) -> np.ndarray | None:
     """`task_classes` before the images are indexed; None if the classes are not known.
 
@@ -171,13 +181,12 @@ def rows_of(
     """
     rows = np.array(split_range(images, split), np.int64)
     if classes is not None:
-        names = class_names_of(images)
-        is_group = isinstance(classes, str)
-        wanted = task_classes(images, classes) if is_group else np.array(_wanted(names, classes))
+        wanted = wanted_classes(images, classes)
         position, label = label_sets_of(images).pairs(rows)
-        if is_group and len(missing := np.setdiff1d(wanted, label)):
+        if isinstance(classes, str) and len(missing := np.setdiff1d(wanted, label)):
+            name = class_names_of(images)[missing[0]]
             raise UserError(
-                f"classes `{classes}`: the class `{names[missing[0]]}` has no image in the split `{split}`"
+                f"classes `{classes}`: the class `{name}` has no image in the split `{split}`"
                 f"{f', nor have {len(missing) - 1} more' if len(missing) > 1 else ''}; choose a split with images of "
                 "every class, or list `classes`."
             )

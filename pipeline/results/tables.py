@@ -31,7 +31,11 @@ KEY_COLUMNS = {
 }
 """Columns that are added when a table is read, if they apply: names from records, keys from manifests."""
 
-_APPLICABLE = {"index": ("dataset",), **dict.fromkeys(SAE_STAGES, ("dataset", "backbone", "sae"))}
+_APPLICABLE = {
+    "index": ("dataset",),
+    "few_shot": ("dataset",),
+    **dict.fromkeys(SAE_STAGES, ("dataset", "backbone", "sae")),
+}
 """The names that apply to the tables of a stage; all of them to those of an evaluation."""
 
 # Table -> the columns that artifacts of earlier versions lack, with what they would hold.
