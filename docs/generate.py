@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from docs.api_reference import reference
 from patchsae import pipeline
+from patchsae.pipeline.adapters.adapt import ADAPTER_TRAINING
 from patchsae.pipeline.core.config import Config
 from patchsae.pipeline.evaluations.kinds.frontier import FRONTIER
 from patchsae.pipeline.evaluations.masking.table import masking_schema
@@ -29,7 +30,6 @@ from patchsae.pipeline.evaluations.statistics.tables import (
     TableSettings,
     latents_schema,
 )
-from patchsae.pipeline.experiment.dag import Dag
 from patchsae.pipeline.experiment.experiment import PRESETS, parse
 from patchsae.pipeline.experiment.fields import BASES, SETTINGS, SHARED, described, purpose
 from patchsae.pipeline.experiment.kinds import KINDS, STAGES
@@ -52,6 +52,7 @@ TABLES: dict[str, tuple[TableSchema, ...]] = {
     "attributes": (ATTRIBUTES, IMAGE_ATTRIBUTES),
     "index": (IMAGES, CLASSES, IMAGE_LABELS, CORRUPT_IMAGES),
     "few_shot": (FEW_SHOT,),
+    "adapt": (ADAPTER_TRAINING,),
     "train": (TRAINING,),
     "statistics": (latents_schema(TableSettings().quantiles), LATENT_IMAGES, CLASS_LATENTS),
     "masking": (masking_schema(("colour",)),),
@@ -63,6 +64,7 @@ EXPERIMENT = """
 name: docs
 datasets: {images: {kind: shapes, seed: 0, splits: {train: 1, test: 1}}}
 backbones: {clip: {kind: shapes_clip}}
+adapters: {probe: {kind: linear_probe, dataset: images, backbone: clip}}
 saes: {sae: {kind: topk, dataset: images, backbone: clip}}
 evaluations:
   statistics: {kind: statistics, sae: sae}
@@ -114,10 +116,7 @@ def empty_store(folder: Path) -> Store:
     """A store in which every table is there and has no rows, so that it can be asked what a reader sees."""
     store = Store(folder)
     nodes: dict[str, RecordedNode] = {}
-    experiment = parse(EXPERIMENT, "docs")
-    dag = Dag(experiment.datasets, experiment.backbones, experiment.saes, experiment.evaluations)
-    dag.few_shot("images", None, 16, 1, "train")
-    for node in dag.all_nodes():
+    for node in parse(EXPERIMENT, "docs").nodes():
         inputs = {role: nodes[address].key for role, address in node.inputs.items()}
         key = artifact_key(node.stage.name, node.stage.version, {}, inputs)
         builder = store.begin(store.at(node.stage.name, key))
@@ -208,7 +207,8 @@ def kinds_page() -> str:
     parts = [
         f"# Kinds and their fields\n\n{NOTICE}",
         prose(
-            "An experiment file has maps named `datasets`, `backbones`, `saes` and `evaluations`. Each entry has a "
+            "An experiment file has maps named `datasets`, `backbones`, `adapters`, `saes` and "
+            "`evaluations`. Each entry has a "
             "`kind`, which is one of those below, and the fields of that kind. A field goes into a key unless its "
             "line says otherwise or it names another entry ([keys](stores.md#keys))."
         ),
@@ -233,6 +233,7 @@ def kinds_list() -> str:
     named = {
         "datasets": list(KINDS["datasets"]),
         "backbones": list(KINDS["backbones"]),
+        "adapters": list(KINDS["adapters"]),
         "SAEs": list(KINDS["saes"]),
         "evaluations": list(KINDS["evaluations"]),
         "stages": list(STAGES),

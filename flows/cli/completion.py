@@ -21,13 +21,14 @@ PRESETS = _PIPELINE / "experiment" / "presets"
 _KINDS = {
     "datasets": _PIPELINE / "images" / "datasets",
     "backbones": _PIPELINE / "backbones" / "models",
+    "adapters": _PIPELINE / "adapters" / "methods",
     "saes": _PIPELINE / "training" / "objectives",
     "evaluations": _PIPELINE / "evaluations" / "kinds",
 }
 # Those of `pipeline.saes.files`, whose import would load torch.
 WRITABLE_FORMATS = ("dictionary_learning", "patchsae", "saelens", "saev", "saev-0.1")
 READABLE_FORMATS = ("dictionary_learning", "patchsae", "reference", "saelens", "saev")
-_STAGES = ("index", "weights", "extract", "classifier", "train", "import")
+_STAGES = ("index", "weights", "extract", "classifier", "features", "adapt", "train", "import")
 _KIND = re.compile(r"^    kind: Literal\[\"(\w+)\"\]", re.MULTILINE)
 
 
@@ -110,6 +111,9 @@ def _addresses_of(content: dict[str, Any]) -> Iterator[str]:
     for name in content.get("datasets") or {}:
         yield f"index/{name}"
     for name in content.get("backbones") or {}:
+        yield f"weights/{name}"
+    for name in content.get("adapters") or {}:
+        yield f"adapt/{name}"
         yield f"weights/{name}"
     for name, sae in (content.get("saes") or {}).items():
         yield f"{'import' if sae.get('kind') == 'imported' else 'train'}/{name}"

@@ -17,6 +17,7 @@ from torch import Tensor
 from patchsae.pipeline.backbones.backbone import Backbone, ExtractConfig, Outline
 from patchsae.pipeline.classification.classifier import Prompts
 from patchsae.pipeline.core.config import Config, OptionalDatasetName, PlainBackboneName, Unhashed
+from patchsae.pipeline.images.tables import Classes
 from patchsae.storage.errors import UserError
 
 
@@ -79,7 +80,7 @@ class AdapterConfig(Config):
     """The images that it is adapted to. It may be left out if the adapter is read from a file."""
     split: str = "train"
     """The split that the images are drawn from."""
-    classes: Literal["base", "novel"] | tuple[int | str, ...] | None = None
+    classes: Classes | None = None
     """The classes that it is adapted to: the first half (`base`), the second (`novel`), or these, given by name or
     by id. All classes if not given."""
     shots: int | None = Field(16, ge=1)

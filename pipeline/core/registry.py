@@ -1,4 +1,4 @@
-"""Finds the kinds of datasets, backbones, SAEs and evaluations, for `pipeline.experiment.kinds`.
+"""Finds the kinds of datasets, backbones, adapters, SAEs and evaluations, for `pipeline.experiment.kinds`.
 
 Every module of a kinds folder that defines a config with a field `kind` adds that kind. No other list exists.
 """

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from patchsae.pipeline.activations import extract
+from patchsae.pipeline.adapters import adapt, features
+from patchsae.pipeline.adapters.adapted import AdaptedConfig
+from patchsae.pipeline.adapters.adapter import AdapterConfig
 from patchsae.pipeline.backbones import weights
 from patchsae.pipeline.backbones.backbone import BackboneConfig
 from patchsae.pipeline.classification import classifier
@@ -28,6 +31,7 @@ class Dag:
     backbones: Mapping[str, BackboneConfig]
     saes: Mapping[str, SaeConfig]
     evaluations: Mapping[str, EvaluationConfig]
+    adapters: Mapping[str, AdapterConfig] = field(default_factory=dict)
     nodes: dict[str, Node] = field(default_factory=dict)
     _resolving: list[str] = field(default_factory=list)
 
@@ -51,11 +55,20 @@ class Dag:
     def evaluation(self, name: str) -> EvaluationConfig:
         return self.evaluations[name]
 
+    def adapter(self, name: str) -> AdapterConfig:
+        return self.adapters[name]
+
     def backbone(self, name: str) -> BackboneConfig:
+        """The config of a backbone, or of the one that the adapter of that name makes."""
         if name in self._resolving:
             raise UserError(f"backbones.{name}: is made from itself; name another backbone.")
         self._resolving.append(name)
         try:
+            if name in self.adapters:
+                adapter = self.adapters[name]
+                return AdaptedConfig.of(
+                    adapter, self.backbone(adapter.backbone), f"{adapt.STAGE.name}/{name}"
+                )
             return self.backbones[name].resolved(self)
         finally:
             self._resolving.pop()
@@ -78,17 +91,23 @@ class Dag:
 
     def weights(self, backbone: str) -> str:
         config = self.backbone(backbone)
-        inputs = config.inputs(self)
-        names = Names(backbone=backbone)
-        return self._add(Node(weights.STAGE, backbone, config, inputs, names, ("backbones", backbone)))
+        inputs, names = config.inputs(self), Names(backbone=backbone)
+        source = () if backbone in self.adapters else ("backbones", backbone)
+        if backbone in self.adapters:
+            self.adapt(backbone)
+        return self._add(Node(weights.STAGE, backbone, config, inputs, names, source))
 
     def extract(self, dataset: str, backbone: str) -> str:
         built_from = self.backbone(backbone)
+        adapter = self.adapters.get(backbone)
+        if adapter is not None and not adapter.adapts_images and adapter.extract is None:
+            # The image tower is that of the backbone that was adapted, and so are its activations.
+            return self.extract(dataset, adapter.backbone)
         config = extract.ExtractStageConfig(
             dataset=self.datasets[dataset], backbone=built_from, extract=built_from.extract
         )
         inputs = {"images": self.index(dataset), **self._weights(backbone)}
-        source = ("backbones", backbone, "extract")
+        source = ("adapters" if backbone in self.adapters else "backbones", backbone, "extract")
         name = f"{dataset}-{backbone}"
         return self._add(Node(extract.STAGE, name, config, inputs, Names(dataset, backbone), source))
 
@@ -111,6 +130,50 @@ class Dag:
     def _weights(self, backbone: str) -> dict[str, str]:
         """The inputs of a stage that loads a backbone."""
         return {"weights": self.weights(backbone), **self.backbone(backbone).inputs(self)}
+
+    def adapt(self, adapter: str) -> str:
+        """The address of the node that trains an adapter, or reads it from a file."""
+        config = self.adapters[adapter]
+        is_read = config.weights_file() is not None
+        plain = self.backbone(config.backbone)
+        # Weights are updated in float32, whatever the precision of extraction is.
+        plain = plain.with_extract(plain.extract.model_copy(update={"precision": "float32"}))
+        dataset = None if config.dataset is None else self.datasets[config.dataset]
+        inputs = self._weights(config.backbone)
+        templates: tuple[str, ...] = ()
+        if not is_read:
+            assert config.dataset is not None and dataset is not None
+            templates = config.prompts.resolved(dataset)
+            inputs |= {
+                "images": self.index(config.dataset),
+                "few_shot": self.few_shot(
+                    config.dataset, config.classes, config.shots, config.seed, config.split
+                ),
+                "classifier": self.classifier(config.dataset, config.backbone, config.prompts),
+            }
+            if not config.adapts_images and config.views != "fresh":
+                inputs["features"] = self._features(config)
+        stage_config = adapt.AdaptStageConfig(
+            adapter=config, dataset=dataset, backbone=plain, templates=templates
+        )
+        names = Names(config.dataset, adapter)
+        return self._add(Node(adapt.STAGE, adapter, stage_config, inputs, names, ("adapters", adapter)))
+
+    def _features(self, adapter: AdapterConfig) -> str:
+        """The address of the cached features of an adapter's images, which adapters share."""
+        assert adapter.dataset is not None and adapter.views != "fresh"
+        draw = self.few_shot(adapter.dataset, adapter.classes, adapter.shots, adapter.seed, adapter.split)
+        plain = self.backbone(adapter.backbone)
+        config = features.FeaturesConfig(
+            views=adapter.views,
+            seed=adapter.seed,
+            precision=plain.extract.precision,
+            dataset=self.datasets[adapter.dataset],
+            backbone=plain,
+        )
+        inputs = {"images": self.index(adapter.dataset), "few_shot": draw, **self._weights(adapter.backbone)}
+        name = f"{draw.partition('/')[2]}-{adapter.backbone}-views{adapter.views}"
+        return self._add(Node(features.STAGE, name, config, inputs, Names(adapter.dataset, adapter.backbone)))
 
     def train(self, sae: str) -> str:
         config = self.sae(sae)
@@ -138,6 +201,8 @@ class Dag:
             self.index(dataset)
         for backbone in self.backbones:
             self.weights(backbone)
+        for adapter in self.adapters:
+            self.weights(adapter)
         for sae in self.saes:
             self.train(sae)
         for evaluation in self.evaluations:

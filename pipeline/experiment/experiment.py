@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from patchsae.pipeline.adapters.adapter import AdapterConfig
 from patchsae.pipeline.backbones.backbone import BackboneConfig
 from patchsae.pipeline.core import registry
 from patchsae.pipeline.core.config import Config, explain
@@ -36,11 +37,13 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 if TYPE_CHECKING:
     _AnyDataset = DatasetConfig
     _AnyBackbone = BackboneConfig
+    _AnyAdapter = AdapterConfig
     _AnySae = SaeConfig
     _AnyEvaluation = EvaluationConfig
 else:
     _AnyDataset = registry.union(kinds.DATASETS)
     _AnyBackbone = registry.union(kinds.BACKBONES)
+    _AnyAdapter = registry.union(kinds.ADAPTERS)
     _AnySae = registry.union(kinds.SAES)
     _AnyEvaluation = registry.union(kinds.EVALUATIONS)
 
@@ -52,13 +55,15 @@ class Experiment(Config):
     description: str = ""
     datasets: dict[str, _AnyDataset]
     backbones: dict[str, _AnyBackbone]
+    adapters: dict[str, _AnyAdapter] = Field(default_factory=dict)
+    """Adapters of a backbone. An adapter's name can stand wherever a backbone's does."""
     saes: dict[str, _AnySae] = Field(default_factory=dict)
     sweeps: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """The names of each sweep's members, which are in `saes`. The YAML file has a base and a grid instead,
+    """The names of each sweep's members, which are in `saes` or in `adapters`. The YAML file has a base and a grid instead,
     see `pipeline.experiment.sweeps`."""
     evaluations: dict[str, _AnyEvaluation] = Field(default_factory=dict)
 
-    @field_validator("name", "datasets", "backbones", "saes", "sweeps", "evaluations")
+    @field_validator("name", "datasets", "backbones", "adapters", "saes", "sweeps", "evaluations")
     @classmethod
     def _names_are_plain(cls, value: Any) -> Any:
         for name in [value] if isinstance(value, str) else value:
@@ -68,22 +73,30 @@ class Experiment(Config):
 
     @model_validator(mode="after")
     def _references_exist(self) -> Experiment:
-        for section in ("backbones", "saes", "evaluations"):
+        for section in ("backbones", "adapters", "saes", "evaluations"):
             for owner, config in getattr(self, section).items():
                 for field, others in config.names_in().items():
-                    known = [name for other in others for name in getattr(self, other, ())]
-                    name = getattr(config, field)
-                    if name is not None and name not in known:
-                        raise ValueError(
-                            f"{section}.{owner}.{field} names `{name}`, which is not in {others[0]}"
-                            f"{nearest(name, known)}"
-                        )
-        check_distinct(self.sweeps, self.saes)
+                    there = [other for other in others if getattr(self, other)] or others[:1]
+                    known = [name for other in there for name in getattr(self, other)]
+                    named = getattr(config, field)
+                    for name in named if isinstance(named, tuple) else [named]:
+                        if name is not None and name not in known:
+                            raise ValueError(
+                                f"{section}.{owner}.{field} names `{name}`, which is not in {' or '.join(there)}"
+                                f"{nearest(name, known)}"
+                            )
+        for name in self.adapters:
+            if name in self.backbones:
+                raise ValueError(
+                    f"`{name}` is in backbones and in adapters, where one name stands for one model; rename one"
+                )
+        check_distinct(self.sweeps, {**self.adapters, **self.saes})
         return self
 
     def nodes(self) -> list[Node]:
         """Every stage instance, each after its inputs. Raises UserError if configs do not fit together."""
-        return Dag(self.datasets, self.backbones, self.saes, self.evaluations).all_nodes()
+        dag = Dag(self.datasets, self.backbones, self.saes, self.evaluations, self.adapters)
+        return dag.all_nodes()
 
 
 def _read_value(text: str, where: str) -> Any:
@@ -126,9 +139,9 @@ def parse(text: str, where: str, overrides: Sequence[str] = (), folder: Path | N
         raise UserError(f"{where}: {error}.") from None
     if not isinstance(raw, dict):
         raise UserError(
-            f"{where}: an experiment is a mapping with name, datasets, backbones, saes, evaluations."
+            f"{where}: an experiment is a mapping with name, datasets, backbones, adapters, saes, evaluations."
         )
-    expand(raw, kinds.KINDS["saes"], where)
+    expand(raw, {section: kinds.KINDS[section] for section in ("saes", "adapters")}, where)
     make_absolute(raw, folder or Path.cwd(), where)
     set_: list[Override] = []
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from patchsae.pipeline.adapters.adapter import AdapterConfig
 from patchsae.pipeline.backbones.backbone import BackboneConfig, ExtractConfig
 from patchsae.pipeline.classification.classifier import Prompts
 from patchsae.pipeline.core.config import AlsoNames, Config, NameIn, Unhashed
@@ -29,6 +30,7 @@ from patchsae.pipeline.training.objective import TrainedSaeConfig
 BASES: dict[Section, type[Config]] = {
     "datasets": DatasetConfig,
     "backbones": BackboneConfig,
+    "adapters": AdapterConfig,
     "saes": TrainedSaeConfig,
     "evaluations": EvaluationConfig,
 }
@@ -130,7 +132,8 @@ def _with_marks(field: FieldInfo, sentence: str) -> str:
     """What a field means, and whether it is part of a key."""
     for mark in field.metadata:
         if isinstance(mark, NameIn):
-            return f"Names an entry of `{mark.section}`. {sentence}".strip()
+            sections = " or ".join(f"`{section}`" for section in mark.sections)
+            return f"Names an entry of {sections}. {sentence}".strip()
         if isinstance(mark, Unhashed):
             return f"{sentence} Not in a key: {mark.why}.".strip()
     return sentence

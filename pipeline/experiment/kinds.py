@@ -1,8 +1,10 @@
-"""Every kind of dataset, backbone, SAE and evaluation, as found in their folders, and every stage."""
+"""Every kind of dataset, backbone, adapter, SAE and evaluation, as found in their folders, and every stage."""
 
 from __future__ import annotations
 
 from patchsae.pipeline.activations import extract
+from patchsae.pipeline.adapters import adapt, features, methods
+from patchsae.pipeline.adapters.adapter import AdapterConfig
 from patchsae.pipeline.backbones import models, weights
 from patchsae.pipeline.backbones.backbone import BackboneConfig
 from patchsae.pipeline.classification import classifier
@@ -19,6 +21,7 @@ from patchsae.pipeline.training import objectives, train
 
 DATASETS = registry.variants(datasets, DatasetConfig)
 BACKBONES = registry.variants(models, BackboneConfig)
+ADAPTERS = registry.variants(methods, AdapterConfig)
 SAES: dict[str, type[SaeConfig]] = {
     **registry.variants(objectives, SaeConfig),
     "imported": import_.ImportedConfig,
@@ -27,6 +30,7 @@ EVALUATIONS = registry.variants(evaluations, EvaluationConfig)
 KINDS: dict[Section, dict[str, type[Config]]] = {
     "datasets": {**DATASETS},
     "backbones": {**BACKBONES},
+    "adapters": {**ADAPTERS},
     "saes": {**SAES},
     "evaluations": {**EVALUATIONS},
 }
@@ -40,6 +44,8 @@ STAGES: dict[str, Stage] = {
         weights.STAGE,
         extract.STAGE,
         classifier.STAGE,
+        features.STAGE,
+        adapt.STAGE,
         train.STAGE,
         import_.STAGE,
         *(kind.stage() for kind in EVALUATIONS.values()),

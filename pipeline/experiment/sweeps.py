@@ -1,11 +1,11 @@
-"""Sweeps: expands a base config and a grid into named SAEs, before an experiment is validated."""
+"""Sweeps: expands a base config and a grid into named SAEs or adapters, before an experiment is validated."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from decimal import Decimal
 from typing import Any
@@ -19,11 +19,12 @@ from patchsae.storage.keys import canonical_json
 _FIELDS = ("base", "grid", "also")
 
 
-def expand(raw: dict[str, Any], kinds: Mapping[str, type[Config]], where: str) -> None:
-    """Adds the members of each sweep in `raw` to `raw["saes"]`, and replaces the sweep by their names.
+def expand(raw: dict[str, Any], sections: Mapping[str, Mapping[str, type[Config]]], where: str) -> None:
+    """Adds the members of each sweep in `raw` to their section, and replaces the sweep by their names.
 
-    A member is named after its sweep and the fields that vary, in alphabetical order. `kinds` maps a kind of
-    SAE to its config, and `where` names the file in errors. Raises UserError if a sweep is not valid.
+    A member is named after its sweep and the fields that vary, in alphabetical order. Its kind decides its
+    section: `sections` maps `saes` and `adapters` to their kinds, and a kind to its config. `where` names the
+    file in errors. Raises UserError if a sweep is not valid.
     """
     sweeps = raw.get("sweeps")
     if sweeps is None:
@@ -31,23 +32,41 @@ def expand(raw: dict[str, Any], kinds: Mapping[str, type[Config]], where: str) -
         return
     if not isinstance(sweeps, dict):
         raise UserError(f"{where}: `sweeps` is no mapping; write NAME: {{base: ..., grid: ...}}.")
-    saes = raw.get("saes") or {}
-    if not isinstance(saes, dict):
+    if not all(isinstance(raw.get(section) or {}, dict) for section in ("saes", *sections)):
         return  # The validation of the experiment says what is wrong.
-    raw["saes"] = saes
+    kinds = {kind: config for of_section in sections.values() for kind, config in of_section.items()}
     n_before = n_nodes(raw)
     for sweep, config in sweeps.items():
         path = f"{where}: `sweeps.{sweep}"
         n_before += _check(config, path, n_before)
         members = _members(config, kinds, path)
+        section = _section_of(members, sections, path)
+        entries = raw[section] = raw.get(section) or {}
         for suffix, fields in members:
             name = f"{sweep}-{suffix}"
-            if name in saes:
+            if name in entries:
                 raise UserError(
-                    f"{where}: `sweeps.{sweep}` makes the SAE `{name}` twice; leave one of them out."
+                    f"{where}: `sweeps.{sweep}` makes `{name}` of `{section}` twice; leave one of them out."
                 )
-            saes[name] = fields
+            entries[name] = fields
         sweeps[sweep] = [f"{sweep}-{suffix}" for suffix, _ in members]
+
+
+def _section_of(
+    members: Sequence[tuple[str, Mapping[str, Any]]],
+    sections: Mapping[str, Mapping[str, type[Config]]],
+    path: str,
+) -> str:
+    """The section of a sweep's members; `saes` if their kinds are not known, which the validation then says."""
+    found = {
+        section
+        for _, fields in members
+        for section, kinds in sections.items()
+        if str(fields.get("kind")) in kinds
+    }
+    if len(found) > 1:
+        raise UserError(f"{path}` has SAEs and adapters; write a sweep for each.")
+    return found.pop() if found else "saes"
 
 
 def _check(config: Any, path: str, n_before: int) -> int:
@@ -132,20 +151,23 @@ def _word(field: str, value: Any, path: str) -> str:
     return text if field == "kind" else f"{field.lower()}{text}"
 
 
-def check_distinct(sweeps: Mapping[str, tuple[str, ...]], saes: Mapping[str, Any]) -> None:
-    """Raises ValueError, with both names, if a member would be the same artifact as another SAE."""
+def check_distinct(sweeps: Mapping[str, tuple[str, ...]], entries: Mapping[str, Any]) -> None:
+    """Raises ValueError, with both names, if a member would be the same artifact as another entry.
+
+    `entries` are all SAEs and adapters.
+    """
     same: dict[str, list[str]] = {}
-    for name, config in saes.items():
+    for name, config in entries.items():
         same.setdefault(_identity(config), []).append(name)
     for sweep, members in sweeps.items():
         for member in members:
-            for name in same[_identity(saes[member])]:
+            for name in same[_identity(entries[member])]:
                 if name != member:
                     raise ValueError(
-                        f"sweeps.{sweep}: `{member}` and `{name}` are the same SAE; leave one of them out"
+                        f"sweeps.{sweep}: `{member}` and `{name}` are the same; leave one of them out"
                     )
 
 
 def _identity(config: Any) -> str:
-    """What decides which SAE a config trains."""
+    """What decides which SAE or adapter a config trains."""
     return canonical_json([config.dataset, config.backbone, config.key_config()])

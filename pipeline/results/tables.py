@@ -34,6 +34,7 @@ KEY_COLUMNS = {
 _APPLICABLE = {
     "index": ("dataset",),
     "few_shot": ("dataset",),
+    "adapt": ("dataset", "backbone"),
     **dict.fromkeys(SAE_STAGES, ("dataset", "backbone", "sae")),
 }
 """The names that apply to the tables of a stage; all of them to those of an evaluation."""

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+from patchsae.pipeline.adapters import methods
 from patchsae.pipeline.backbones import models
 from patchsae.pipeline.core.config import Config
 from patchsae.pipeline.evaluations import kinds
@@ -18,7 +19,9 @@ from patchsae.pipeline.images import datasets
 from patchsae.pipeline.training import objectives
 
 
-@pytest.mark.parametrize("package", [datasets, models, objectives, kinds], ids=lambda one: one.__name__)
+@pytest.mark.parametrize(
+    "package", [datasets, models, methods, objectives, kinds], ids=lambda one: one.__name__
+)
 def test_a_kinds_folder_holds_kinds_and_nothing_else(package: ModuleType) -> None:
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{info.name}")
@@ -37,6 +40,7 @@ def test_every_kind_is_found() -> None:
     assert {section: sorted(found) for section, found in KINDS.items()} == {
         "datasets": sorted(info.name for info in pkgutil.iter_modules(datasets.__path__)),
         "backbones": sorted(info.name for info in pkgutil.iter_modules(models.__path__)),
+        "adapters": sorted(info.name for info in pkgutil.iter_modules(methods.__path__)),
         "saes": sorted([*(info.name for info in pkgutil.iter_modules(objectives.__path__)), "imported"]),
         "evaluations": sorted(info.name for info in pkgutil.iter_modules(kinds.__path__)),
     }

@@ -22,6 +22,8 @@ datasets:
   digits: {{kind: digits}}
 backbones:
   tiny: {{kind: open_clip, model: patchsae-tiny, checkpoint: {checkpoint!r}}}
+adapters:
+  probe: {{kind: linear_probe, backbone: tiny, dataset: digits, shots: 16, views: 2, batch_size: 32, epochs: 30}}
 saes:
   relu: {{kind: relu_l1, dataset: digits, backbone: tiny, n_latents: 512, batch_size: 1024, n_steps: 300}}
 evaluations:
@@ -46,6 +48,9 @@ SWEEP_ADDRESS = "train/sweep-k4"
 ADDRESSES = {
     "index": "index/digits",
     "extract": "extract/digits-tiny",
+    "few_shot": "few_shot/digits-16-seed1",
+    "features": "features/digits-16-seed1-tiny-views2",
+    "adapt": "adapt/probe",
     "train": "train/relu",
     "statistics": "statistics/statistics",
     "reconstruction": "reconstruction/relu-test",

@@ -54,7 +54,7 @@ def test_a_wrong_sweep_is_one_sentence(sweep: Any, message: str) -> None:
 
 
 def test_duplicates_are_refused_naming_both() -> None:
-    with pytest.raises(UserError, match="`frontier-k16` and `plain` are the same SAE"):
+    with pytest.raises(UserError, match="`frontier-k16` and `plain` are the same"):
         swept({"base": BASE, "grid": {"k": [16, 32]}}, plain={**BASE, "k": 16})
 
 
