@@ -81,7 +81,12 @@ def write_rows(frame: pl.DataFrame, style: Format, output: Path | None) -> None:
     data = _rendered(frame, style, whole=output is not None or not sys.stdout.isatty())
     if output is None:
         result(data)
-        return
+    else:
+        write_bytes(data, output)
+
+
+def write_bytes(data: bytes, output: Path) -> None:
+    """Writes a file. Raises UserError if it cannot be written."""
     try:
         expanded(output).write_bytes(data)
     except OSError as error:

@@ -85,6 +85,10 @@ class Catalog:
         """Whether a record leads to an artifact, so that it has names."""
         return artifact.key in self._known
 
+    def records(self, artifact: Artifact) -> Sequence[tuple[ExperimentRecord, RecordedNode]]:
+        """The experiments that have an artifact, each with the node that it is of."""
+        return self._known.get(artifact.key, [])
+
     def __contains__(self, name: str) -> bool:
         return name in self.artifacts
 

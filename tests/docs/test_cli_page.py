@@ -25,7 +25,7 @@ def options() -> dict[str, set[str]]:
 
 
 def test_options_are_those_of_the_commands() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", PAGE, flags=re.MULTILINE)
+    rows = re.findall(r"^\| `(\w[\w-]*)` \| (.*) \|$", PAGE, flags=re.MULTILINE)
     assert {command: set(re.findall(r"`(--[\w-]+)`", words)) for command, words in rows} == options()
 
 
@@ -33,7 +33,7 @@ def test_every_command_has_its_line() -> None:
     section = PAGE.partition("## Commands")[2].partition("\n## ")[0]
     named = set(
         re.findall(
-            r"`(?:patchsae )?(\w+)", " ".join(re.findall(r"^\| (.*?) \|", section, flags=re.MULTILINE))
+            r"`(?:patchsae )?(\w[\w-]*)", " ".join(re.findall(r"^\| (.*?) \|", section, flags=re.MULTILINE))
         )
     )
     assert named == options().keys()
