@@ -11,20 +11,25 @@ from PIL import Image
 from patchsae.pipeline.core import registry
 from patchsae.pipeline.images import datasets
 from patchsae.pipeline.images.dataset import DatasetConfig
+from patchsae.pipeline.images.datasets.coop import CoopConfig
 from patchsae.pipeline.images.datasets.digits import DigitsConfig
 from patchsae.pipeline.images.datasets.image_folder import ImageFolderConfig
 from patchsae.pipeline.images.datasets.shapes import ShapesConfig
+from tests.support.coop_data import tiny
 
 KINDS = registry.variants(datasets, DatasetConfig)
 
 
 @pytest.fixture(params=sorted(KINDS))
-def config(request: pytest.FixtureRequest, tmp_path: Path) -> DatasetConfig:
+def config(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DatasetConfig:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for i in range(3):
             Image.new("RGB", (8, 9), (i, 0, 0)).save(tmp_path / name / f"{i}.png")
+    if request.param == "coop":
+        tiny(monkeypatch, tmp_path, "oxford_pets")
     known: dict[str, DatasetConfig] = {
+        "coop": CoopConfig(name="oxford_pets", root=str(tmp_path)),
         "digits": DigitsConfig(n_images=40),
         "image_folder": ImageFolderConfig(root=str(tmp_path)),
         "shapes": ShapesConfig(seed=3, splits={"train": 30, "test": 10}),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from patchsae.pipeline.core.config import HashedUnless, Unhashed
 from patchsae.pipeline.images.dataset import Dataset, DatasetConfig, Record
 
 _SIDE = 8
@@ -22,12 +23,25 @@ class DigitsConfig(DatasetConfig):
     kind: Literal["digits"] = "digits"
     n_images: int = Field(1797, ge=10, le=1797)
     """Only the first images are used, this many."""
+    class_names: Annotated[tuple[str, ...] | None, HashedUnless(None)] = None
+    """The names of the ten digits, for a backbone that cannot read `zero` to `nine`, which are the default."""
+    prompts: Annotated[tuple[str, ...], Unhashed("hashed by the stage that uses them")] = (
+        'a photo of the number: "{}".',
+    )
+    """Zero-shot prompts, with `{}` in place of the class name."""
+
+    @field_validator("class_names")
+    @classmethod
+    def _one_for_each_digit(cls, class_names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if class_names is not None and len(class_names) != len(_NAMES):
+            raise ValueError(f"has {len(class_names)} names; give ten, from that of 0 to that of 9")
+        return class_names
 
     def build(self) -> Digits:
         return Digits(self)
 
     def templates(self) -> list[str]:
-        return ['a photo of the number: "{}".']
+        return list(self.prompts)
 
     def expected_images(self) -> int | None:
         return self.n_images
@@ -45,11 +59,12 @@ class Digits(Dataset):
         self.labels = bunch.target
 
     def class_names(self) -> list[str]:
-        return list(_NAMES)
+        return list(self.config.class_names or _NAMES)
 
     def records(self) -> Sequence[Record]:
+        names = self.class_names()
         return [
-            Record(str(i), int(self.labels[i]), _NAMES[self.labels[i]], "test" if i % 5 == 4 else "train")
+            Record(str(i), int(self.labels[i]), names[self.labels[i]], "test" if i % 5 == 4 else "train")
             for i in range(self.config.n_images)
         ]
 
