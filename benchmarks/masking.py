@@ -10,7 +10,7 @@ import argparse
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,9 @@ class TimedParts:
 
     seconds = 0.0
 
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+
     def __call__(
         self,
         stage: PartStage,
@@ -96,10 +99,10 @@ class TimedParts:
     ) -> None:
         worker = stage.worker(config, inputs, out, runtime)
         for _ in range(2):
-            started = time.perf_counter()
+            started = self._clock()
             for part in parts:
                 stage.do_part(worker, out, part)
-            self.seconds = time.perf_counter() - started
+            self.seconds = self._clock() - started
 
 
 def reference(world: World, config: MaskingStageConfig, backbone: Any, images: Tensor) -> float:
@@ -112,7 +115,7 @@ def reference(world: World, config: MaskingStageConfig, backbone: Any, images: T
     ranking = torch.from_numpy(
         class_ranking(world.inputs["statistics"], sae.n_latents, 1, sae.n_latents)[0]
     ).long()
-    ks = [*config.finite_ks(sae.n_latents), sae.n_latents]
+    ks = [*config.masking.finite_ks(sae.n_latents), sae.n_latents]
     step = max(1, _DENSE_TOKENS // backbone.layout.n_tokens)
 
     def classify(mask: Tensor | None) -> None:

@@ -95,14 +95,22 @@ def _write_index(out: Builder, labels: np.ndarray, n_train: int, n_classes: int)
     out.write_table(CLASSES, {"class": range(n_classes), "class_name": names, "n_images": counts})
 
 
-def _write_activations(out: Builder, backbone: Backbone, n_images: int) -> None:
+def write_activations(store: Store, backbone: Backbone, n_images: int, noise: float = 0.0) -> Artifact:
+    """Activations of standard normal numbers, the same in every store but for `noise` times other ones."""
+    return _commit(store, "extract", lambda out: _write_activations(out, backbone, n_images, noise))
+
+
+def _write_activations(out: Builder, backbone: Backbone, n_images: int, noise: float) -> None:
     shape = (n_images, backbone.layout.n_tokens, backbone.width)
     template = ActivationTemplate.plan(*shape, "float16")
     writer = ActivationWriter(out, template, backbone.layout, {})
     for shard in range(template.n_shards):
         rows = template.shard_range(shard)
         rng = np.random.default_rng(shard)
-        values = rng.standard_normal((len(rows), *shape[1:]), np.float32).astype(np.float16)
+        values = rng.standard_normal((len(rows), *shape[1:]), np.float32)
+        if noise:
+            values += noise * rng.standard_normal(values.shape, np.float32)
+        values = values.astype(np.float16)
         out.ledger.record(shard, [writer.write(rows.start, values)])
 
 
@@ -137,9 +145,7 @@ def build(folder: Path, model: str, n_latents: int, n_train: int, n_test: int, n
     inputs = {
         "images": images,
         "selection_images": images,
-        "activations": _commit(
-            store, "extract", lambda out: _write_activations(out, backbone, n_train + n_test)
-        ),
+        "activations": write_activations(store, backbone, n_train + n_test),
         "sae": _commit(
             store,
             "train",

@@ -70,6 +70,7 @@ OptionalBackboneName = Annotated[str | None, NameIn(_A_NAME, "backbones", "adapt
 PlainBackboneName = Annotated[str, NameIn(_A_NAME, "backbones")]
 AdapterName = Annotated[str, NameIn(_A_NAME, "adapters")]
 SaeName = Annotated[str, NameIn(_A_NAME, "saes")]
+EvaluationNames = Annotated[str | tuple[str, ...], NameIn(_A_NAME, "evaluations")]
 EvaluationName = Annotated[str, NameIn(_A_NAME, "evaluations")]
 _A_LOCATION = "what lies there is covered by a digest"
 Location = Annotated[str, PathIn(_A_LOCATION)]

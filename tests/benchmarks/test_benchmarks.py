@@ -20,6 +20,7 @@ SMALL = ["--model", "shapes_clip", "--latents", "256", "--train-images", "10"]
         ("checks", ["--latents", "256", "--rows", "1000"]),
         ("index", ["--images", "2", "--listed", "10"]),
         ("masking", [*SMALL, "--images", "2"]),
+        ("masking_grid", [*SMALL, "--images", "2", "--random", "1", "--repeats", "1"]),
         ("memory", [*SMALL, "--test-images", "2", "--classes", "10"]),
         ("world", ["--images", "20"]),
         ("width", [*SMALL[:4], "--width", "64", "--batch", "256", "--images", "8", "--repeats", "1"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from patchsae.pipeline.evaluations.intervals import over_seeds, wilson_interval
+from patchsae.pipeline.evaluations.masking.bootstrap import BOOTSTRAP
 from patchsae.storage.manifest import Summary
 from patchsae.storage.tables import Column, TableSchema
 
@@ -32,7 +33,9 @@ _MASKING = TableSchema(
             pa.string(),
             "How the k latents were chosen on the statistics' split. `class`: most tokens above tau in the "
             "image's true class, as in the paper; `class_selective`: largest a_c[s] (a_c[s] / a_D[s] - 1 / C), where "
-            "a_c[s] are these tokens, a_D[s] those in the whole split and C is the number of classes; `dataset`: most "
+            "a_c[s] are these tokens, a_D[s] those in the whole split and C is the number of classes; `prediction` and "
+            "`prediction_selective`: as these two, of the class that the original activations are classified as; "
+            "`dataset`: most "
             "tokens above tau in the whole split; `random`: at random, the same for all images, and with random_pool "
             "`alive` dead latents after all others; `none`: rows without a selection. Of ties the lower id is chosen.",
         ),
@@ -40,7 +43,8 @@ _MASKING = TableSchema(
             "mode",
             pa.string(),
             "`on`: b_dec + sum over the k latents of f_s W_dec[s]; `off`: the reconstruction without that "
-            "sum. With selection `none`: `original`: the activations; `reconstruction`: all latents on.",
+            "sum. A latent that is off is 0, or its mean with `ablation: mean`, and with `error: kept` what the SAE leaves "
+            "of a token, x - x_hat, is added. With selection `none`: `original`: the activations; `reconstruction`: all latents on.",
         ),
         Column(
             "k",
@@ -87,8 +91,20 @@ _MASKING = TableSchema(
 )
 
 
-def masking_schema(attributes: Sequence[str]) -> TableSchema:
-    """The table `masking`, with columns for the attributes that were read beside the class."""
+_SELECTED_ON = Column(
+    "statistics_key",
+    pa.string(),
+    "Key of the statistics whose counts ranked the latents, which is the column `key` of `artifacts`; null for random "
+    "latents and for rows without a selection. Only an evaluation of several statistics has this column.",
+    nullable=True,
+)
+
+
+def masking_schema(
+    attributes: Sequence[str], n_statistics: int = 1, has_bootstrap: bool = False
+) -> TableSchema:
+    """The table `masking`, with columns for the attributes that were read beside the class, and for what else the
+    config asks for."""
     of_attributes = (
         column
         for name in attributes
@@ -104,20 +120,31 @@ def masking_schema(attributes: Sequence[str]) -> TableSchema:
             Column(f"ci_high_{name}", pa.float64(), f"As ci_high, for accuracy_{name}."),
         )
     )
-    return TableSchema(_MASKING.name, _MASKING.description, (*_MASKING.columns, *of_attributes))
+    return TableSchema(
+        _MASKING.name,
+        _MASKING.description,
+        (
+            *_MASKING.columns,
+            *of_attributes,
+            *((_SELECTED_ON,) if n_statistics > 1 else ()),
+            *(BOOTSTRAP if has_bootstrap else ()),
+        ),
+    )
 
 
 @dataclass(frozen=True)
 class Condition:
     """One way of replacing activations, and the number of images of each class that are read correctly.
 
-    `n_correct` [A, C] counts the class first, and then every attribute beside it.
+    `n_correct` [A, C] counts the class first, and then every attribute beside it. `statistics` is the number of the
+    statistics that ranked the latents; None where none did.
     """
 
     selection: str
     mode: str
     k: int | None
     seed: int | None
+    statistics: int | None
     n_correct: np.ndarray
 
 
@@ -148,9 +175,9 @@ def _accuracies(conditions: Sequence[Condition], n: np.ndarray, present: np.ndar
         np.concatenate([one.n_correct[:, present], one.n_correct.sum(axis=1, keepdims=True)], axis=1)
         for one in conditions
     ]
-    same: dict[tuple[str, str, int | None], list[int]] = {}
+    same: dict[tuple[str, str, int | None, int | None], list[int]] = {}
     for i, one in enumerate(conditions):
-        same.setdefault((one.selection, one.mode, one.k), []).append(i)
+        same.setdefault((one.selection, one.mode, one.k, one.statistics), []).append(i)
     found: dict[int, _Accuracies] = {}
     for members in same.values():
         if conditions[members[0]].seed is None:
@@ -167,16 +194,27 @@ def _accuracies(conditions: Sequence[Condition], n: np.ndarray, present: np.ndar
 
 
 def masking_columns(
-    conditions: Sequence[Condition], split: str, n_images: np.ndarray, labelling: Labelling
+    conditions: Sequence[Condition],
+    split: str,
+    n_images: np.ndarray,
+    labelling: Labelling,
+    schema: TableSchema,
+    statistics_keys: Sequence[str],
+    bootstrap: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
-    """The columns of the table. `n_images` [C]: images of each class; classes without images have no rows."""
+    """The columns of the table. `n_images` [C]: images of each class; classes without images have no rows.
+
+    `bootstrap` has a number per condition in each of the columns `BOOTSTRAP`.
+    """
     present = np.flatnonzero(n_images)
     names: list[str | None] = [*(labelling.class_names[label] for label in present.tolist()), None]
     labels: list[int | None] = [*present.tolist(), None]
     n = np.append(n_images[present], n_images.sum())
-    schema = masking_schema(labelling.attributes)
     columns: dict[str, list[Any]] = {column.name: [] for column in schema.columns}
-    for one, found in zip(conditions, _accuracies(conditions, n, present), strict=True):
+    several = len(statistics_keys) > 1
+    for i_condition, (one, found) in enumerate(
+        zip(conditions, _accuracies(conditions, n, present), strict=True)
+    ):
         n_correct = np.append(one.n_correct[0, present], one.n_correct[0].sum())
         rows: dict[str, list[Any]] = {
             "split": [split] * len(n),
@@ -201,6 +239,11 @@ def masking_columns(
             rows[f"accuracy_{name}"] = found.share[i].tolist()
             rows[f"ci_low_{name}"] = found.low[i].tolist()
             rows[f"ci_high_{name}"] = found.high[i].tolist()
+        if several:
+            key = None if one.statistics is None else statistics_keys[one.statistics]
+            rows["statistics_key"] = [key] * len(n)
+        for name, of_conditions in (bootstrap or {}).items():
+            rows[name] = [*[None] * len(present), float(of_conditions[i_condition])]
         for name, values in rows.items():
             columns[name] += values
     return columns

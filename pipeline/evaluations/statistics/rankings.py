@@ -42,17 +42,19 @@ def selective_ranking(
     n_ranked: int,
     of_dataset: np.ndarray,
     within: Within = untold,
+    n_even: int | None = None,
 ) -> np.ndarray:
     """The latents that are most active in each class and little in others: int32 [C, K].
 
     The score of a latent is a_c[s] (a_c[s] / a_D[s] - 1 / C): its tokens above tau in the class, times what the
-    class has of its tokens above a class's even share. `of_dataset` [S] are the a_D[s]. This is no ranking of the
+    class has of its tokens above a class's even share. `of_dataset` [S] are the a_D[s]. `n_even` is C where the
+    statistics are of fewer classes than there are. This is no ranking of the
     paper, whose top latents are in large part those that many classes share (spec 9.4).
     """
 
     def score(counts: np.ndarray) -> np.ndarray:
         share = np.divide(counts, of_dataset, out=np.zeros(n_latents), where=of_dataset > 0)
-        return counts * (share - 1 / n_classes)
+        return counts * (share - 1 / (n_even or n_classes))
 
     return _by_class(statistics, n_latents, n_classes, n_ranked, score, within)
 

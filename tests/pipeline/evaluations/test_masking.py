@@ -29,7 +29,10 @@ from patchsae.pipeline.evaluations.kinds.reconstruction import (
     ReconstructionStageConfig,
 )
 from patchsae.pipeline.evaluations.kinds.statistics import StatisticsConfig
-from patchsae.pipeline.evaluations.masking.sweep import Correct, Reading, count_correct, sweep
+from patchsae.pipeline.evaluations.masking.classify import Order, Reading, classify
+from patchsae.pipeline.evaluations.masking.correct import Correct
+from patchsae.pipeline.evaluations.masking.distinct import keys_of
+from patchsae.pipeline.evaluations.masking.sweep import sweep
 from patchsae.pipeline.evaluations.statistics.rankings import by_count, random_ranking, segments
 from patchsae.pipeline.experiment.experiment import Experiment
 from patchsae.pipeline.results.tables import Catalog
@@ -361,12 +364,12 @@ def test_only_the_chosen_tokens_are_replaced(model: Model) -> None:
 
     class Watching:
         def features(self, x: Tensor) -> Tensor:
-            seen.append(x)
-            return torch.eye(4)[[1, 2]]
+            seen.append(x.clone())
+            return torch.eye(4)[[1, 2]].repeat(len(x) // 2, 1)
 
     x = torch.randn(2, 6, model.sae.width)
     latents = LatentEncoder(model.sae)(x[:, 1:4].flatten(0, 1))
-    correct, ranking = Correct.zeros(1, 1, 2, 4), torch.arange(N_LATENTS)[None]
+    correct, order = Correct.zeros(1, 1, 2, 4), Order(torch.arange(N_LATENTS)[None])
     labels, ks, modes = np.array([1, 3]), np.array([5]), ("on", "off")
     readings = [
         Reading(torch.eye(4), torch.eye(4, dtype=torch.bool)[labels]),
@@ -377,10 +380,13 @@ def test_only_the_chosen_tokens_are_replaced(model: Model) -> None:
         ),
     ]
     watching: Any = Watching()
-    count_correct(
-        correct, x, latents, labels, readings, [ranking], ks, model.sae, watching, modes, range(1, 4)
+    keys = keys_of(N_LATENTS)
+    outcomes = classify(
+        x, latents, torch.tensor(labels), readings, [order], ks, model.sae, watching, modes, range(1, 4), keys
     )
-    original, reconstruction, bias, on, off = seen
+    correct.add(outcomes, labels)
+    original, together = seen
+    reconstruction, bias, on, off = together.split(2)
     assert torch.equal(original, x)
     for replaced in (reconstruction, bias, on, off):
         assert torch.equal(replaced[:, :1], x[:, :1]) and torch.equal(replaced[:, 4:], x[:, 4:])
