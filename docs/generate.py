@@ -1,13 +1,14 @@
 """Writes what the documentation says about tables, kinds and the Python API, from the code.
 
 uv run python -m docs.generate              writes docs/tables.md, docs/kinds.md, a list in docs/extending.md,
-                                            and the reference in docs/api.md
+                                            a table in docs/datasets.md, the reference in docs/api.md
 uv run python -m docs.generate --check      exits with 1 if one of them is not what it would write
 """
 
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 import sys
 import tempfile
@@ -34,6 +35,7 @@ from patchsae.pipeline.experiment.experiment import PRESETS, parse
 from patchsae.pipeline.experiment.fields import BASES, SETTINGS, SHARED, described, purpose
 from patchsae.pipeline.experiment.kinds import KINDS, STAGES
 from patchsae.pipeline.images.attributes import ATTRIBUTES, IMAGE_ATTRIBUTES
+from patchsae.pipeline.images.coop.facts import FACTS
 from patchsae.pipeline.images.few_shot import FEW_SHOT
 from patchsae.pipeline.images.tables import CLASSES, CORRUPT_IMAGES, IMAGE_LABELS, IMAGES
 from patchsae.pipeline.results.sql import ARTIFACT_COLUMNS, ARTIFACTS, describe
@@ -245,6 +247,22 @@ def kinds_list() -> str:
     return rows(("what", "names"), ((what, code_list(names)) for what, names in named.items()))
 
 
+def data_sets_table() -> str:
+    """The data sets of the kind `coop`."""
+
+    def body() -> Iterator[tuple[str, ...]]:
+        for name, facts in FACTS.items():
+            n_base = math.ceil(facts.n_classes / 2)
+            halves = f"{facts.n_classes:,} ({n_base} / {facts.n_classes - n_base})"
+            n_images = (
+                f"{facts.splits[split]:,}" if split in facts.splits else ""
+                for split in ("train", "val", "test")
+            )
+            yield f"`{name}`", f"`{facts.folder}/`", halves, *n_images, f"`{facts.prompt}`"
+
+    return rows(("name", "folder", "classes (base / novel)", "train", "val", "test", "prompt"), body())
+
+
 def between_markers(path: Path, text: str) -> str:
     """The hand-written page `path` with `text` in its generated part."""
     before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
@@ -256,10 +274,11 @@ def between_markers(path: Path, text: str) -> str:
 
 def pages() -> dict[Path, str]:
     """Every generated file with what belongs into it."""
-    extending, api = DOCS / "extending.md", DOCS / "api.md"
+    extending, api, datasets = (DOCS / f"{page}.md" for page in ("extending", "api", "datasets"))
     return {
         DOCS / "tables.md": tables_page(),
         DOCS / "kinds.md": kinds_page(),
+        datasets: between_markers(datasets, data_sets_table()),
         extending: between_markers(extending, kinds_list()),
         api: between_markers(api, reference(API.read_text(encoding="utf-8"))),
     }

@@ -75,6 +75,13 @@ def sae_names(ctx: Any, incomplete: str) -> list[str]:
     return _beginning(incomplete, sorted({word.partition("/")[2] for word in saes(ctx, "")}))
 
 
+def coop_names(incomplete: str) -> list[str]:
+    """The data sets of `data`."""
+    from patchsae.pipeline.images.coop.facts import FACTS
+
+    return _beginning(incomplete, list(FACTS))
+
+
 def formats_to_write(incomplete: str) -> list[str]:
     """The formats of `export`."""
     return _beginning(incomplete, list(WRITABLE_FORMATS))

@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from patchsae.pipeline.core.text import nearest
+from patchsae.storage.errors import UserError
+
 Name = Literal[
     "imagenet",
     "caltech101",
@@ -256,3 +259,11 @@ FACTS: Mapping[Name, Facts] = {
         remark="MIT; 200 of ImageNet's classes",
     ),
 }
+
+
+def known_name(word: str) -> Name:
+    """The data set of this name. Raises UserError, with the nearest name, if there is none."""
+    for name in FACTS:
+        if name == word:
+            return name
+    raise UserError(f"data set `{word}`: is none of CoOp's benchmark{nearest(word, FACTS)}")

@@ -21,7 +21,7 @@ from patchsae.pipeline.images.files import is_image, reason
 from patchsae.storage.errors import UserError
 
 NAMES = "classnames.txt"
-_FOLDER_OF = {"train": "train", "test": "val"}
+FOLDERS = {"train": "train", "test": "val"}
 _LINE = re.compile(r"(n\d{8})\s+(\S.*)")
 _REMARK = (
     "class names are open_clip's, since {} is not there; some differ from those of CoOp, with which published "
@@ -34,7 +34,7 @@ def read(root: Path, facts: Facts) -> Listing:
     names, remarks = class_names(root, facts)
     images = f"{facts.folder}/{facts.images}"
     folders = {
-        split: images if facts.layout == "imagenet_variant" else f"{images}/{_FOLDER_OF[split]}"
+        split: images if facts.layout == "imagenet_variant" else f"{images}/{FOLDERS[split]}"
         for split in facts.splits
     }
     found = {split: _folders(root / folder) for split, folder in folders.items()}

@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image
-
 from patchsae.pipeline.core.config import Location
-from patchsae.pipeline.core.text import count
-from patchsae.pipeline.images import pixels
-from patchsae.pipeline.images.coop import aircraft, imagenet, split_file
-from patchsae.pipeline.images.coop.checks import Listing, checked
-from patchsae.pipeline.images.coop.facts import FACTS, Facts, Layout, Name
-from patchsae.pipeline.images.dataset import Dataset, DatasetConfig, Record
-from patchsae.pipeline.images.files import names, read_file
-from patchsae.storage.errors import UserError
-
-_READ: Mapping[Layout, Callable[[Path, Facts], Listing]] = {
-    "split_file": split_file.read,
-    "aircraft": aircraft.read,
-    "imagenet": imagenet.read,
-    "imagenet_variant": imagenet.read,
-}
-_MISSING_SHOWN = 5
+from patchsae.pipeline.images.coop.dataset import Coop
+from patchsae.pipeline.images.coop.facts import FACTS, Name
+from patchsae.pipeline.images.dataset import DatasetConfig
 
 
 class CoopConfig(DatasetConfig):
@@ -44,7 +26,7 @@ class CoopConfig(DatasetConfig):
     """The folder that holds all data sets, called $DATA by CoOp: that of `oxford_pets/`, `food-101/`, ..."""
 
     def build(self) -> Coop:
-        return Coop(self)
+        return Coop(self.name, Path(self.root).expanduser(), self.reading())
 
     def templates(self) -> list[str]:
         return [FACTS[self.name].prompt]
@@ -60,69 +42,3 @@ class CoopConfig(DatasetConfig):
 
     def expected_splits(self) -> Mapping[str, int]:
         return FACTS[self.name].splits
-
-
-class Coop(Dataset):
-    """Implements `Dataset`. The lists of images are read once, when they are first needed."""
-
-    def __init__(self, config: CoopConfig) -> None:
-        self.facts = FACTS[config.name]
-        self.root = Path(config.root).expanduser()
-        self.reading = config.reading()
-
-    @cached_property
-    def _listing(self) -> Listing:
-        folder = self.root / self.facts.folder
-        if not folder.is_dir():
-            raise UserError(
-                f"{folder}: no such folder, and {self.facts.title} belongs there; `patchsae data` says where to get it."
-            )
-        return checked(_READ[self.facts.layout](self.root, self.facts), self.facts)
-
-    def class_names(self) -> list[str]:
-        return self._listing.class_names()
-
-    def records(self) -> Sequence[Record]:
-        return self._listing.records
-
-    def remarks(self) -> Sequence[str]:
-        return self._listing.remarks
-
-    def read(self, record: Record) -> bytes:
-        return read_file(self.root / record.source)
-
-    def decode(self, data: bytes) -> Image.Image:
-        return pixels.decode_rgb(data, self.reading)
-
-    def inspect(self, data: bytes) -> pixels.Facts:
-        return pixels.inspect(data, self.reading)
-
-    def fingerprint(self) -> str:
-        """A digest of the folder's place, and of every image's path, class, split, size and modification time.
-
-        Raises UserError if an image that the data set names is not there.
-        """
-        listing = self._listing
-        digest, missing = hashlib.sha256(os.path.realpath(self.root).encode(errors="surrogateescape")), []
-        for record in listing.records:
-            try:
-                found = (self.root / record.source).stat()
-            except OSError:
-                missing.append(record.source)
-            else:
-                told = (
-                    record.source,
-                    record.label,
-                    record.class_name,
-                    record.split,
-                    found.st_size,
-                    found.st_mtime_ns,
-                )
-                digest.update(repr(told).encode(errors="surrogateescape"))
-        if missing:
-            n = count(len(missing), "image that is not there", "images that are not there")
-            raise UserError(
-                f"{listing.where}: names {n}: {names(sorted(missing), _MISSING_SHOWN)} (of {len(listing.records):,}, below "
-                f"{self.root}); get them again."
-            )
-        return digest.hexdigest()
