@@ -77,19 +77,18 @@ def _check_classes(where: str, records: Sequence[Record], facts: Facts) -> None:
 
 
 def _check_images(where: str, records: Sequence[Record], facts: Facts) -> None:
-    [(source, n)] = Counter(record.source for record in records).most_common(1) or [("", 0)]
-    if n > 1:
+    if len({record.source for record in records}) < len(records):
+        [(source, n)] = Counter(record.source for record in records).most_common(1)
         raise UserError(f"{where}: names the image {source} {n} times; get the file again.")
     n_images = Counter(record.split for record in records)
+    present = {(record.split, record.label) for record in records}
+    names = {record.label: record.class_name for record in records}
     for split, expected in facts.splits.items():
-        present = {record.label for record in records if record.split == split}
-        absent = sorted(
-            {record.label: record.class_name for record in records if record.label not in present}.items()
-        )
+        absent = [name for label, name in sorted(names.items()) if (split, label) not in present]
         if absent:
             raise UserError(
                 f"{where}: {count(len(absent), 'class has', 'classes have')} no image in the split `{split}`, such as "
-                f"`{absent[0][1]}`; get it again."
+                f"`{absent[0]}`; get it again."
             )
         if n_images[split] != expected:
             raise UserError(

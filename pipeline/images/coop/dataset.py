@@ -68,23 +68,17 @@ class Coop(Dataset):
 
         Raises UserError if an image that the data set names is not there.
         """
-        listing = self._listing
-        digest, missing = hashlib.sha256(os.path.realpath(self.root).encode(errors="surrogateescape")), []
+        listing, root = self._listing, str(self.root)
+        digest, missing = hashlib.sha256(os.path.realpath(root).encode(errors="surrogateescape")), []
         for record in listing.records:
             try:
-                found = (self.root / record.source).stat()
+                # ImageNet has 1.3 million images, for which joining paths by pathlib takes longer than this call.
+                found = os.stat(f"{root}/{record.source}")  # noqa: PTH116
             except OSError:
                 missing.append(record.source)
             else:
-                told = (
-                    record.source,
-                    record.label,
-                    record.class_name,
-                    record.split,
-                    found.st_size,
-                    found.st_mtime_ns,
-                )
-                digest.update(repr(told).encode(errors="surrogateescape"))
+                known = (record.source, record.label, record.class_name, record.split)
+                digest.update(repr((known, found.st_size, found.st_mtime_ns)).encode())
         if missing:
             n = count(len(missing), "image that is not there", "images that are not there")
             raise UserError(
