@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from patchsae.pipeline.adapters.prompts.images import inserting
 from patchsae.pipeline.adapters.prompts.texts import LearnedContext
 from patchsae.pipeline.adapters.prompts.vectors import PromptVectors
+from patchsae.pipeline.backbones.towers.blocks import run_block
 from patchsae.pipeline.backbones.towers.clip import CutClip
 from patchsae.pipeline.backbones.towers.vit import ClipVit
 
@@ -56,7 +57,7 @@ class PromptedClip:
         before = inserting(clip, self.vectors.image)
         x = clip.tokens(images)
         for number, block in enumerate(clip.blocks[: clip.hook_block + 1]):
-            x = block(before(number, x))
+            x = run_block(block, before(number, x))
         return x.float()
 
     def tail(self, activations: Tensor) -> Tensor:
