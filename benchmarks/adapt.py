@@ -12,7 +12,7 @@ import argparse
 import copy
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy, linear, normalize
 from benchmarks.report import Measurement, parser, report
 from patchsae.pipeline.adapters.adapter import Adapter, Batch, Task
 from patchsae.pipeline.adapters.methods.maple import MapleConfig
-from patchsae.pipeline.backbones.backbone import Backbone, ExtractConfig, as_dtype
+from patchsae.pipeline.backbones.backbone import ExtractConfig
 from patchsae.pipeline.backbones.models.shapes_clip import ShapesClipConfig
 from patchsae.pipeline.backbones.towers.make import make_model
 from patchsae.pipeline.backbones.towers.vit import ClipVit
@@ -43,15 +43,15 @@ def main() -> None:
     options.add_argument("--lr", type=float, default=0.0035)
     arguments = options.parse_args()
     names = [f"{colour} {shape}" for shape in SHAPES for colour in COLOURS][: arguments.classes]
-    clip = backbone_of(arguments.model, "float32")
-    config = MapleConfig(backbone="clip", dataset="images", depth=arguments.depth)
-    task = Task(names, [], torch.empty(0))
 
-    def begin(backbone: Backbone) -> Adapter:
-        return config.begin(backbone, task, torch.Generator().manual_seed(0))
+    def begin(precision: Literal["float32", "bfloat16"]) -> Adapter:
+        config = MapleConfig(backbone="clip", dataset="images", depth=arguments.depth, precision=precision)
+        task = Task(names, [], torch.empty(0))
+        return config.begin(backbone_of(arguments.model), task, torch.Generator().manual_seed(0))
 
-    plain = PlainMaple(clip, names, begin(clip).parameters)
-    full, half = begin(clip), begin(backbone_of(arguments.model, "bfloat16"))
+    full, half = begin("float32"), begin("bfloat16")
+    clip = backbone_of(arguments.model)
+    plain = PlainMaple(clip, names, full.parameters)
     trained: list[tuple[Step, Sequence[Tensor]]] = [
         (plain.loss, list(plain.parameters.values())),
         *((_step_of(one), list(one.parameters.values())) for one in (full, half)),
@@ -74,17 +74,16 @@ def main() -> None:
     )
 
 
-def backbone_of(model: str, precision: str) -> ClipVit:
+def backbone_of(model: str) -> ClipVit:
     """ShapesCLIP, or a model of open_clip with random weights, which are the same at every call."""
-    extract = ExtractConfig(precision=precision)  # type: ignore[arg-type]
     if model == "shapes_clip":
-        found: Any = ShapesClipConfig(extract=extract).build({})
+        found: Any = ShapesClipConfig().build({})
         return found.to("cpu")
     import open_clip
 
     torch.manual_seed(0)
-    clip = make_model(model_config(model)).to(as_dtype(precision))
-    return ClipVit(clip, torch.nn.Identity(), open_clip.get_tokenizer(model), extract, model, {})
+    clip = make_model(model_config(model))
+    return ClipVit(clip, torch.nn.Identity(), open_clip.get_tokenizer(model), ExtractConfig(), model, {})
 
 
 def run(

@@ -40,7 +40,7 @@ from patchsae.pipeline.core.stage import Inputs, Runtime, Stage
 from patchsae.pipeline.images.dataset import DatasetConfig
 from patchsae.pipeline.images.few_shot import rows_of_draw
 from patchsae.pipeline.images.indexed import indexed_images, loader_of
-from patchsae.pipeline.images.tables import class_names_of, labels_of
+from patchsae.pipeline.images.tables import class_names_of, expected_classes, labels_of
 from patchsae.storage.artifacts import Artifact, Builder
 from patchsae.storage.errors import UserError
 from patchsae.storage.manifest import Summary
@@ -263,6 +263,8 @@ def _view(adapter: AdapterConfig, epoch: int) -> View:
 def _predict(config: AdaptStageConfig, inputs: Upstreams) -> Prediction:
     adapter = config.adapter
     adapter.check(config.backbone.outline())
+    if not config.is_read and (names := expected_classes(inputs["images"])) is not None:
+        adapter.check_classes(config.backbone, names, config.templates)
     width = inputs["weights"].fact("width")
     if config.is_read or width is None:
         return Prediction()

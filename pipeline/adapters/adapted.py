@@ -58,4 +58,4 @@ class AdaptedConfig(BackboneConfig):
         return self.adapter.adapted(outline)
 
     def check_classes(self, names: Sequence[str], templates: Sequence[str]) -> None:
-        self.base.check_classes(names, templates)
+        self.adapter.check_classes(self.base, names, templates)

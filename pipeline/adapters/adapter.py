@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from patchsae.pipeline.backbones.backbone import Backbone, ExtractConfig, Outline
+from patchsae.pipeline.backbones.backbone import Backbone, BackboneConfig, ExtractConfig, Outline
 from patchsae.pipeline.classification.classifier import Prompts
 from patchsae.pipeline.core.config import Config, OptionalDatasetName, PlainBackboneName, Unhashed
 from patchsae.pipeline.images.tables import Classes
@@ -140,6 +140,13 @@ class AdapterConfig(Config):
 
         A plan calls it, so it loads no weights.
         """
+
+    def check_classes(self, base: BackboneConfig, names: Sequence[str], templates: Sequence[str]) -> None:
+        """Raises UserError if the adapted backbone cannot read these. See `BackboneConfig.check_classes`.
+
+        `base` is the backbone that is adapted.
+        """
+        base.check_classes(names, templates)
 
     def adapted(self, outline: Outline) -> Outline:
         """The outline of the adapted backbone."""

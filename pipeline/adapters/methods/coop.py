@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from patchsae.pipeline.adapters.prompts.dassl import Names
-from patchsae.pipeline.adapters.prompts.method import PromptConfig, Size
+from patchsae.pipeline.adapters.prompts.method import PromptConfig
+from patchsae.pipeline.adapters.prompts.vectors import Size
 
 
 class CoopConfig(PromptConfig):

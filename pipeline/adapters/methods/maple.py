@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from patchsae.pipeline.adapters.prompts.dassl import Names
-from patchsae.pipeline.adapters.prompts.method import PromptConfig, Shapes, Size
+from patchsae.pipeline.adapters.prompts.method import PromptConfig, Shapes
 from patchsae.pipeline.adapters.prompts.towers import Towers
-from patchsae.pipeline.adapters.prompts.vectors import PromptVectors, random_prompts, sequence
+from patchsae.pipeline.adapters.prompts.vectors import PromptVectors, Size, random_prompts, sequence
 
 
 class MapleConfig(PromptConfig):

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from patchsae.pipeline.adapters.prompts.vectors import sequence
+from patchsae.pipeline.adapters.prompts.vectors import Size, sequence
 from patchsae.pipeline.backbones.checkpoints.archive import load_archive
 from patchsae.pipeline.backbones.checkpoints.read import State, file_fingerprint, read_state
 from patchsae.pipeline.core.tensors import BROKEN, check_archive, check_dense, why_unreadable
@@ -46,6 +46,16 @@ class Found:
 
 
 @dataclass(frozen=True)
+class Expected:
+    """What a checkpoint has to hold for an adapter to be read from it."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    """Name -> shape of what is trained."""
+    sizes: Mapping[str, Size | None]
+    """Tower (`image`, `text`) -> its prompts."""
+
+
+@dataclass(frozen=True)
 class Names:
     """How the code of a method names what it trains.
 
@@ -58,22 +68,16 @@ class Names:
     """(regular expression, our name, shift)."""
 
     def check(
-        self,
-        path: Path,
-        expected: Mapping[str, tuple[int, ...]],
-        shapes: Mapping[str, tuple[int, ...]],
-        where: str,
+        self, path: Path, expected: Expected, shapes: Mapping[str, tuple[int, ...]], where: str
     ) -> None:
         """Raises UserError, naming `where`, if the file cannot be read, or does not fit.
 
-        `expected`: name -> shape of what is trained. `shapes`: of the tensors of the backbone. A plan calls it.
+        `shapes`: of the tensors of the backbone. A plan calls it.
         """
         found = self._sorted(_header(path, file_fingerprint(path)), where)
         self._check(found, expected, shapes, where)
 
-    def read(
-        self, path: Path, expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor], where: str
-    ) -> State:
+    def read(self, path: Path, expected: Expected, state: Mapping[str, Tensor], where: str) -> State:
         """What was trained, float32. `state`: the weights of the backbone.
 
         Raises UserError as `check` does, and if frozen weights in the file are not those of the backbone.
@@ -126,26 +130,24 @@ class Names:
         return None
 
     def _check(
-        self,
-        found: Found,
-        expected: Mapping[str, tuple[int, ...]],
-        shapes: Mapping[str, tuple[int, ...]],
-        where: str,
+        self, found: Found, expected: Expected, shapes: Mapping[str, tuple[int, ...]], where: str
     ) -> None:
-        for tower in ("image", "text"):
-            depth, own = len(sequence(found.trained, tower)), len(sequence(expected, tower))
-            if depth != own:
+        for tower, size in expected.sizes.items():
+            n_blocks = len(sequence(found.trained, tower))
+            own = len(sequence(expected.shapes, tower))
+            if size is not None and n_blocks != own:
                 raise UserError(
-                    f"{where}: has prompts in {depth} blocks of the {tower} tower, and the adapter in {own}; set its "
-                    "depth to that of the file."
+                    f"{where}: its prompts have depth {n_blocks} in the {tower} tower, and those of the adapter "
+                    f"{own}; write `{size.depth_field}: {n_blocks}`."
                 )
-        for name, shape in expected.items():
+        for name, shape in expected.shapes.items():
             if name not in found.trained:
                 raise UserError(f"{where}: lacks `{name}`; give a whole checkpoint of {self.method}.")
-            _check_trained(name, tuple(found.trained[name].shape), shape, where)
-        if unknown := [name for name in found.trained if name not in expected]:
+            size = expected.sizes.get(name.partition(".")[0])
+            _check_shape(name, tuple(found.trained[name].shape), shape, size, where)
+        if unknown := [name for name in found.trained if name not in expected.shapes]:
             raise UserError(
-                f"{where}: has `{unknown[0]}`, which the adapter has not; set its depth to that of the file."
+                f"{where}: has `{unknown[0]}`, which the adapter has not; give the kind of adapter that the file is of."
             )
         for name, copies in found.frozen.items():
             for theirs, tensor in copies:
@@ -162,20 +164,21 @@ class Names:
                     )
 
 
-def _check_trained(name: str, found: tuple[int, ...], expected: tuple[int, ...], where: str) -> None:
+def _check_shape(
+    name: str, found: tuple[int, ...], expected: tuple[int, ...], size: Size | None, where: str
+) -> None:
+    """`size`: the prompts that the tensor is one of, if it is one."""
     if found == expected:
         return
-    is_prompt = not name.startswith("projections")
-    if is_prompt and len(found) == 3:
+    if size is not None and len(found) == 3:
         raise UserError(
             f"{where}: has a context of its own for each of {found[0]} classes (CSC), which no other classes can "
             "have; give a checkpoint with one context for all."
         )
-    if is_prompt and found[1:] == expected[1:]:
-        tower = name.partition(".")[0]
+    if size is not None and found[1:] == expected[1:]:
         raise UserError(
-            f"{where}: has {found[0]} prompt tokens in the {tower} tower, and the adapter {expected[0]}; set "
-            "`n_ctx` to that of the file."
+            f"{where}: `{name}` has {found[0]} prompt tokens, and the adapter's has {expected[0]}; write "
+            f"`{size.n_field}: {found[0]}`."
         )
     raise UserError(
         f"{where}: `{name}` is {found}, but {expected} for the backbone; name the backbone it was trained with."

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 
 from patchsae.pipeline.adapters.prompts.dassl import Names
-from patchsae.pipeline.adapters.prompts.method import PromptConfig, Size
+from patchsae.pipeline.adapters.prompts.method import PromptConfig
+from patchsae.pipeline.adapters.prompts.vectors import Size
 
 
 class IndependentConfig(PromptConfig):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,24 +11,14 @@ import torch
 from torch import Tensor
 
 from patchsae.pipeline.adapters.adapter import Adapter, AdapterConfig, Task
-from patchsae.pipeline.adapters.prompts.dassl import Names
+from patchsae.pipeline.adapters.prompts.dassl import Expected, Names
 from patchsae.pipeline.adapters.prompts.towers import Towers
-from patchsae.pipeline.adapters.prompts.vectors import PromptVectors, random_prompts
-from patchsae.pipeline.backbones.backbone import Backbone, Outline
+from patchsae.pipeline.adapters.prompts.vectors import PromptVectors, Size, random_prompts
+from patchsae.pipeline.backbones.backbone import Backbone, BackboneConfig, Outline, as_dtype
 from patchsae.pipeline.core.config import OptionalLocation
 from patchsae.storage.errors import UserError
 
 Shapes = dict[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Size:
-    """How many prompt tokens a tower gets, in how many of its blocks, and the fields that say so."""
-
-    n: int
-    depth: int
-    n_field: str = "n_ctx"
-    depth_field: str = "depth"
 
 
 class PromptConfig(AdapterConfig):
@@ -102,7 +92,14 @@ class PromptConfig(AdapterConfig):
         if text is not None:
             self._check_length(text, towers.context_length)
         if (path := self.weights_file()) is not None:
-            self.names.check(path, self.shapes(towers), outline.shapes, self._where())
+            self.names.check(path, self._expected(towers), outline.shapes, self._where())
+
+    def check_classes(self, base: BackboneConfig, names: Sequence[str], templates: Sequence[str]) -> None:
+        if self.text_prompts() is None:
+            super().check_classes(base, names, templates)
+        else:
+            words = self.words()
+            base.check_classes(names, ["{}." if words is None else f"{words} {{}}."])
 
     def adapted(self, outline: Outline) -> Outline:
         size = self.image_prompts()
@@ -119,7 +116,7 @@ class PromptConfig(AdapterConfig):
     def clip_and_initial(
         self, backbone: Backbone, generator: torch.Generator
     ) -> tuple[Any, dict[str, Tensor]]:
-        """The backbone as a `CutClip`, and what is trained before the first step."""
+        """The backbone as a `CutClip`, with weights of the type `precision`, and what is trained before the first step."""
         from patchsae.pipeline.adapters.prompts.texts import words_embedded
         from patchsae.pipeline.backbones.towers.shapes import shapes_of
 
@@ -128,14 +125,15 @@ class PromptConfig(AdapterConfig):
         words, text = self.words(), self.text_prompts()
         if words is not None and text is not None:
             tensors["text.0"] = words_embedded(clip, words, text.n)
-        return clip, tensors
+        clip.dtype = as_dtype(self.precision)
+        return clip.to(clip.device), tensors
 
     def read(self, backbone: Backbone) -> dict[str, Tensor]:
         from patchsae.pipeline.backbones.towers.shapes import shapes_of
 
         path, state = self.weights_file(), backbone.state()
         assert path is not None
-        expected = self.shapes(self._towers(shapes_of(state)))
+        expected = self._expected(self._towers(shapes_of(state)))
         return self.names.read(path, expected, state, self._where())
 
     def apply(self, backbone: Backbone, tensors: Mapping[str, Tensor]) -> Backbone:
@@ -143,6 +141,9 @@ class PromptConfig(AdapterConfig):
 
         clip: Any = backbone
         return PromptedClip(clip, self.vectors(tensors), self.words(), tensors, {"kind": self._kind()})
+
+    def _expected(self, towers: Towers) -> Expected:
+        return Expected(self.shapes(towers), {"image": self.image_prompts(), "text": self.text_prompts()})
 
     def _towers(self, shapes: Mapping[str, tuple[int, ...]]) -> Towers:
         image, text = self.image_prompts() is not None, self.text_prompts() is not None

@@ -59,7 +59,7 @@ class RegulatedAdapter(PromptAdapter):
         self._average: dict[str, Tensor] = {}
         self._weight = 0.0
 
-    def loss(self, batch: Batch) -> Tensor:
+    def float32_loss(self, batch: Batch) -> Tensor:
         """CE(logits, labels) + text L1 + image L1 + KL(frozen || prompted).
 
         The L1 distances are means over numbers, times their weights. The KL divergence is a sum over classes and

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
@@ -60,6 +61,11 @@ class PromptAdapter:
         return self.clip.logit_scale * self.image_features(batch, vectors) @ self.text_features(vectors).T
 
     def loss(self, batch: Batch) -> Tensor:
+        # The towers' weights have the type of their products. What follows them is float32 whatever the caller casts.
+        with torch.autocast(torch.device(self.clip.device).type, enabled=False):
+            return self.float32_loss(batch)
+
+    def float32_loss(self, batch: Batch) -> Tensor:
         return cross_entropy(self.logits(batch), batch.labels)
 
     def end_epoch(self, epoch: int, n_epochs: int) -> None:

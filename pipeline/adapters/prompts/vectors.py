@@ -16,6 +16,16 @@ STD = 0.02
 
 
 @dataclass(frozen=True)
+class Size:
+    """How many prompt tokens a tower gets, in how many of its blocks, and the fields that say so."""
+
+    n: int
+    depth: int
+    n_field: str = "n_ctx"
+    depth_field: str = "depth"
+
+
+@dataclass(frozen=True)
 class PromptVectors:
     """Prompt tokens by block. Block n of a tower gets the n-th of its tensors; the blocks after the last go on
     with what the block before them made of the tokens.

@@ -37,6 +37,9 @@ METHODS = {
     "fine_tune": ", lr: 0.01",
     "linear_probe": ", views: 2",
     "linear_probe fresh": ", views: fresh",
+    "maple": ", lr: 0.01, depth: 1",
+    "coop": ", lr: 0.01, views: 2",
+    "promptsrc": ", lr: 0.01, depth_image: 2, depth_text: 1, prompts: {}",
 }
 
 
