@@ -99,7 +99,7 @@ def _download(file: str, room: Path) -> Path:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(
-            f"{file}: could not be fetched from {MIRROR} ({first_line(error)}); check the connection and run the same "
+            f"{file}: could not be fetched from {MIRROR} ({first_line(error).partition('. ')[0]}); check the connection and run the same "
             "command again, what has been fetched is kept."
         ) from error
     return Path(found)

@@ -7,6 +7,7 @@ import shutil
 import stat
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,19 @@ def test_a_data_set_is_fetched_however_it_was_packed(
     assert [path.name for path in (root / ".patchsae-fetch").iterdir()] == [f"{name}.lock"]
     fetch.fetch(name, root, Reporter())
     assert mirror.asked == [(fetch.MIRROR, FACTS[name].archive, fetch._REVISION)]
+
+
+def test_of_two_that_fetch_at_once_one_waits(
+    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(mirror, monkeypatch, "oxford_pets")
+    told: list[str] = []
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(fetch.fetch, "oxford_pets", tmp_path, Reporter(), told.append) for _ in range(2)]
+        for one in both:
+            one.result()
+    assert look("oxford_pets", tmp_path).state == "found" and len(mirror.asked) == 1
+    assert sum("fetching" in sentence for sentence in told) == 1
 
 
 class Killed(BaseException):
