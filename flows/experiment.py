@@ -34,7 +34,7 @@ def run_name(stages: Sequence[str] | None = None) -> str:
         name = load(experiment, overrides).name
     except UserError:
         name = Path(experiment).stem
-    words = stages or parameters.get("only") or []
+    words = stages or [*(parameters.get("only") or []), *(parameters.get("up_to") or [])]
     return f"{name}: {', '.join(words)}" if words else name
 
 
@@ -46,13 +46,15 @@ def experiment(
     only: list[str] | None = None,
     rerun: list[str] | None = None,
     resources: ResourcesModel = ResourcesModel(),  # noqa: B008 (frozen)
+    up_to: list[str] | None = None,
 ) -> dict[str, Reference]:
     """Builds every artifact of an experiment that is not in the store.
 
     experiment: the name of a preset or a YAML file. overrides: PATH=VALUE strings. store: a folder; if empty,
-    PATCHSAE_STORE or ./store. only, rerun: stages or `stage/name` addresses. Returns address -> artifact.
+    PATCHSAE_STORE or ./store. only, rerun: stages or `stage/name` addresses. up_to: the same, with what they need.
+    Returns address -> artifact.
     """
-    return run_wanted(experiment, overrides or [], store, only or [], rerun or [], resources)
+    return run_wanted(experiment, overrides or [], store, only or [], rerun or [], resources, up_to or [])
 
 
 def run_wanted(
@@ -62,6 +64,7 @@ def run_wanted(
     only: Sequence[str],
     rerun: Sequence[str],
     resources: BaseModel,
+    up_to: Sequence[str] = (),
 ) -> dict[str, Reference]:
     """Runs the wanted nodes one after another as tasks of the current flow: address -> artifact.
 
@@ -69,7 +72,7 @@ def run_wanted(
     cannot be run, before anything is.
     """
     plain_log()
-    work = open_work(experiment, overrides, store, only, rerun)
+    work = open_work(experiment, overrides, store, only, rerun, up_to)
     check_can_run(work)
     check_resources(chosen := resources_of(resources))
     built: set[str | None] = set()

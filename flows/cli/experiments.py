@@ -18,6 +18,7 @@ from patchsae.flows.cli.options import (
     RerunOption,
     SetOption,
     StoreOption,
+    UpToOption,
     with_resources,
 )
 from patchsae.flows.cli.screen import result, say, waiting
@@ -103,6 +104,7 @@ def run(
     set_: SetOption = None,
     store: StoreOption = "./store",
     only: OnlyOption = None,
+    up_to: UpToOption = None,
     rerun: RerunOption = None,
     resources: Any = None,
 ) -> None:
@@ -114,13 +116,15 @@ def run(
 
     - `patchsae run my-photos.yaml --store /data/store --device cuda`
 
+    - `patchsae run demo --up-to train/relu` runs one stage and what it needs
+
     - `patchsae run demo --rerun train/relu` builds one stage again, and the stages that use its result if that
       differs; add `--rerun statistics` to run that one in any case
     """
     waiting.on("loading patchsae", at_once=True)
     from patchsae.flows.cli.run import launch
 
-    launch(experiment, set_ or [], store, only or [], rerun or [], resources)
+    launch(experiment, set_ or [], store, only or [], rerun or [], resources, up_to or [])
 
 
 def plan(
@@ -128,6 +132,7 @@ def plan(
     set_: SetOption = None,
     store: StoreOption = "./store",
     only: OnlyOption = None,
+    up_to: UpToOption = None,
     rerun: RerunOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -152,7 +157,7 @@ def plan(
     from patchsae.pipeline.experiment.request import causes, check_inputs, open_work
 
     waiting.on("planning")
-    work = open_work(experiment, set_ or [], store, only or [], rerun or [])
+    work = open_work(experiment, set_ or [], store, only or [], rerun or [], up_to or [])
     waiting.on("measuring this machine")
     machine = Machine(figures_file())
     result(json.dumps(plan_rows(work, machine), indent=1) if as_json else plan_text(work, machine))

@@ -54,6 +54,15 @@ OnlyOption = Annotated[
         autocompletion=completion.addresses,
     ),
 ]
+UpToOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--up-to",
+        metavar="STAGE",
+        help="Run only this stage (`train`, `train/relu`) and what it needs. May be repeated.",
+        autocompletion=completion.addresses,
+    ),
+]
 RerunOption = Annotated[
     list[str] | None,
     typer.Option(

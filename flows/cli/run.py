@@ -52,12 +52,13 @@ def launch(
     only: Sequence[str],
     rerun: Sequence[str],
     resources: Resources | None = None,
+    up_to: Sequence[str] = (),
 ) -> None:
     """Builds every artifact of an experiment that is not in the store. Raises UserError if it cannot."""
     resources = resources or Resources()
     check_resources(resources)
     waiting.on("planning")
-    work = open_work(experiment, overrides, store, only, rerun)
+    work = open_work(experiment, overrides, store, only, rerun, up_to)
     to_do = work.to_do()
     if not to_do:
         if work.store.is_writable():
@@ -109,6 +110,7 @@ def launch(
             store=str(work.store.root),
             only=list(only),
             rerun=list(rerun),
+            up_to=list(up_to),
             resources=ResourcesModel(**dataclasses.asdict(resources)),
         )
     for line in remarks(work):

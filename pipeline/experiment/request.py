@@ -79,14 +79,15 @@ def open_work(
     store: str | None = None,
     only: Sequence[str] = (),
     rerun: Sequence[str] = (),
+    up_to: Sequence[str] = (),
 ) -> Work:
-    """Reads an experiment and plans it. `only` and `rerun` hold stages or addresses (`train`, `train/relu`).
+    """Reads an experiment and plans it. `only`, `rerun` and `up_to` hold stages or addresses (`train`, `train/relu`).
 
-    Raises UserError if the experiment, an override, a stage or the store is not valid.
+    Wanted are the stages of `only`, and those of `up_to` with all that they need; all if neither is given. Raises UserError if the experiment, an override, a stage or the store is not valid.
     """
     config = load(experiment, overrides)
     record = f"{config.name}-{digest_json(list(overrides))[:8]}" if overrides else config.name
-    return work_on(Store(store_uri(store)), config, only, rerun, record)
+    return work_on(Store(store_uri(store)), config, only, rerun, record, up_to)
 
 
 def work_on(
@@ -95,6 +96,7 @@ def work_on(
     only: Sequence[str] = (),
     rerun: Sequence[str] = (),
     record: str | None = None,
+    up_to: Sequence[str] = (),
 ) -> Work:
     """Plans an experiment against a store. The arguments are those of `open_work` and fields of `Work`."""
     planner = Planner(store, experiment.name)
@@ -104,9 +106,20 @@ def work_on(
         record or experiment.name,
         planner,
         planned,
-        frozenset(_select(planned, only, "--only") if only else planned),
+        frozenset(_wanted(planned, only, up_to)),
         frozenset(_select(planned, rerun, "--rerun")),
     )
+
+
+def _wanted(planned: dict[str, Planned], only: Sequence[str], up_to: Sequence[str]) -> set[str]:
+    if not only and not up_to:
+        return set(planned)
+    wanted = _select(planned, up_to, "--up-to")
+    # Every node comes after its inputs.
+    for address in reversed(planned):
+        if address in wanted:
+            wanted |= set(planned[address].node.inputs.values())
+    return wanted | _select(planned, only, "--only")
 
 
 def _select(planned: dict[str, Planned], words: Sequence[str], option: str) -> set[str]:
