@@ -14,7 +14,8 @@ from patchsae.pipeline.images.coop.found import Found, belongs
 def data_text(found: Sequence[Found], explain: bool) -> str:
     """A row per data set; with `explain`, also where to get those that are not there, and where to put them."""
     rows = [(one.name, one.state, _contents(one) if one.state == "found" else one.problem) for one in found]
-    parts = [table(("name", "state", ""), rows)]
+    remarks = [f"{one.name}: {remark}." for one in found for remark in one.remarks]
+    parts = [table(("name", "state", ""), rows), *remarks]
     absent = [one for one in found if one.state != "found"]
     if explain:
         parts += [_explained(one) for one in absent]
@@ -34,6 +35,7 @@ def data_rows(found: Sequence[Found]) -> list[dict[str, Any]]:
             "name": one.name,
             "state": one.state,
             "problem": one.problem,
+            "remarks": list(one.remarks),
             "folder": str(one.root / one.facts.folder),
             "belongs": belongs(one.facts),
             "missing": one.missing(),

@@ -56,6 +56,14 @@ def test_what_is_missing_is_explained_and_fails(root: Path) -> None:
     assert patchsae("data", "oxford_pets", "--root", root).exit_code == 0
 
 
+def test_a_remark_is_shown_for_what_is_found(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny(monkeypatch, root, "imagenet_r")
+    assert "class names" not in patchsae("data", "imagenet_r", "--root", root).stdout
+    (root / "imagenet-rendition" / "classnames.txt").unlink()
+    shown = patchsae("data", "imagenet_r", "--root", root)
+    assert shown.exit_code == 0 and "imagenet_r: class names are open_clip's, since" in shown.stdout
+
+
 def test_rows_come_as_json(root: Path) -> None:
     (root / "dtd" / "split_zhou_DescribableTextures.json").unlink()
     shown = patchsae("data", "dtd", "oxford_pets", "--root", root, "--json")

@@ -30,6 +30,7 @@ Name = Literal[
     "imagenet_a",
     "imagenet_r",
 ]
+Split = Literal["train", "val", "test"]
 Layout = Literal["split_file", "aircraft", "imagenet", "imagenet_variant"]
 
 

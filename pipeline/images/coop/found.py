@@ -20,6 +20,8 @@ class Found:
     root: Path
     state: Literal["found", "incomplete", "missing"]
     problem: str = ""
+    remarks: tuple[str, ...] = ()
+    """What a user should know of a data set that is found."""
 
     @property
     def facts(self) -> Facts:
@@ -34,11 +36,12 @@ def look(name: Name, root: Path) -> Found:
     """Reads the lists of images, and looks whether every image is there. It opens no image."""
     if not (root / FACTS[name].folder).is_dir():
         return Found(name, root, "missing", f"{root / FACTS[name].folder}: no such folder.")
+    dataset = Coop(name, root)
     try:
-        Coop(name, root).fingerprint()
+        dataset.fingerprint()
     except UserError as error:
         return Found(name, root, "incomplete", str(error))
-    return Found(name, root, "found")
+    return Found(name, root, "found", remarks=tuple(dataset.remarks()))
 
 
 def belongs(facts: Facts) -> list[str]:

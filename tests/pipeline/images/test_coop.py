@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from pydantic import ValidationError
 
 from patchsae.pipeline.core.open_clip_data import imagenet_class_names
 from patchsae.pipeline.images.coop import imagenet
@@ -257,3 +259,41 @@ def test_a_link_to_data_elsewhere_is_followed(tmp_path: Path, monkeypatch: pytes
     source = config(tmp_path / "data", "caltech101").source()
     assert source.n_images == 3 * sum(PER_CLASS.values())
     assert source.fingerprint != config(tmp_path / "elsewhere", "caltech101").source().fingerprint
+
+
+def test_a_split_that_is_left_out_need_not_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny(monkeypatch, tmp_path, "imagenet")
+    shutil.rmtree(tmp_path / "imagenet" / "images" / "train")
+    assert "images/train: no such folder" in refused(tmp_path, "imagenet")
+    source = CoopConfig(name="imagenet", root=str(tmp_path), splits=("test",)).source()
+    assert source.splits == {"test": 9} and source.class_names == IMAGENET_NAMES
+
+
+def test_splits_and_training_images_can_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = tiny(monkeypatch, tmp_path, "oxford_pets")
+
+    def chosen(**fields: Any) -> CoopConfig:
+        return CoopConfig(name="oxford_pets", root=str(tmp_path), **fields)
+
+    everything = chosen().build().records()
+    for fields, splits in (
+        ({"splits": ["test"]}, {"test": 9}),
+        ({"splits": ["test", "train", "test"]}, {"train": 12, "test": 9}),
+        ({"train_per_class": 3}, {"train": 9, "val": 6, "test": 9}),
+        ({"train_per_class": 3, "splits": ["train"]}, {"train": 9}),
+        ({"train_per_class": 100}, facts.splits),
+    ):
+        source, dataset = chosen(**fields).source(), chosen(**fields).build()
+        assert dict(source.splits or {}) == splits and source.n_images == sum(splits.values())
+        assert set(dataset.records()) <= set(everything) and len(dataset.records()) == sum(splits.values())
+        assert dataset.class_names() == chosen().build().class_names()
+        known = chosen(**fields).expected_splits()
+        assert known is None if "train_per_class" in fields else known == splits
+    # Fewer images of a class are the first part of more.
+    two, three = (set(chosen(train_per_class=n, splits=["train"]).build().records()) for n in (2, 3))
+    assert two < three
+    assert chosen(splits=["test"]).source().fingerprint != chosen().source().fingerprint
+    with pytest.raises(
+        ValidationError, match="`splits` names `train`, and imagenet_a has test; leave it out"
+    ):
+        CoopConfig(name="imagenet_a", root="x", splits=("train",))
