@@ -25,6 +25,7 @@ from patchsae.pipeline.core.config import Config
 from patchsae.pipeline.evaluations.kinds.frontier import FRONTIER
 from patchsae.pipeline.evaluations.masking.table import masking_schema
 from patchsae.pipeline.evaluations.reconstruction.tables import FIRING_HISTOGRAM, RECONSTRUCTION
+from patchsae.pipeline.evaluations.remapping.tables import TABLES as REMAPPING_TABLES
 from patchsae.pipeline.evaluations.statistics.tables import (
     CLASS_LATENTS,
     LATENT_IMAGES,
@@ -60,6 +61,7 @@ TABLES: dict[str, tuple[TableSchema, ...]] = {
     "masking": (masking_schema(("colour",)),),
     "reconstruction": (RECONSTRUCTION, FIRING_HISTOGRAM),
     "frontier": (FRONTIER,),
+    "remapping": REMAPPING_TABLES,
 }
 """Stage -> the tables it writes."""
 EXPERIMENT = """
@@ -73,6 +75,7 @@ evaluations:
   masking: {kind: masking, statistics: statistics}
   reconstruction: {kind: reconstruction, sae: sae}
   frontier: {kind: frontier}
+  remapping: {kind: remapping, before: statistics, after: statistics}
 """
 """An experiment in which every table is written once."""
 NOTICE = "<!-- Written by docs/generate.py from the code; do not edit. -->"

@@ -29,6 +29,7 @@ ADDRESSES = [
     "classifier/digits-tiny-dataset",
     "reconstruction/relu-test",
     "frontier/frontier",
+    "remapping/remapping",
     "masking/masking",
 ]
 

@@ -29,6 +29,7 @@ saes:
 evaluations:
   statistics: {{kind: statistics, sae: relu, tau: 0.01}}
   frontier: {{kind: frontier}}
+  remapping: {{kind: remapping, before: statistics, after: statistics, taus: [0.02], ks: [5, all], n_bootstrap: 20}}
   masking: {{kind: masking, statistics: statistics, ks: [1, 5, 50], n_random: 2}}
 """
 SWEEP = """
@@ -55,6 +56,7 @@ ADDRESSES = {
     "statistics": "statistics/statistics",
     "reconstruction": "reconstruction/relu-test",
     "frontier": "frontier/frontier",
+    "remapping": "remapping/remapping",
     "masking": "masking/masking",
 }
 MODELS = Path(__file__).parents[1] / "data" / "models"

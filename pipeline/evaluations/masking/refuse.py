@@ -1,4 +1,4 @@
-"""What the evaluation `masking` refuses, before it is run where that shows, and then with the same sentence."""
+"""What the evaluations `masking` and `remapping` refuse, before it is run where that shows, and then with the same sentence."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from patchsae.storage.artifacts import Artifact
 from patchsae.storage.errors import UserError
 
 
-def refuse_several_classes(images: Artifact, rows: np.ndarray) -> None:
+def refuse_several_classes(images: Artifact, rows: np.ndarray, evaluation: str = "masking") -> None:
     """Raises UserError if one of the images is of several classes."""
     n_several = int((label_sets_of(images).counts(rows) > 1).sum())
     if n_several:
         raise UserError(
-            f"masking: {n_several:,} of the {len(rows):,} images are of several classes, and accuracy is counted by "
+            f"{evaluation}: {n_several:,} of the {len(rows):,} images are of several classes, and accuracy is counted by "
             "the class of an image; choose a split whose images have one."
         )
 

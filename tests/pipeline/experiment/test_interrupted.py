@@ -52,13 +52,15 @@ def outputs_of(artifact: Artifact) -> dict[str, bytes]:
     return {one.path: (artifact.path / one.path).read_bytes() for one in artifact.manifest.outputs}
 
 
-@pytest.mark.parametrize("stage", ["index", "extract", "statistics", "reconstruction", "masking"])
+@pytest.mark.parametrize(
+    "stage", ["index", "extract", "statistics", "reconstruction", "masking", "remapping"]
+)
 def test_an_interrupted_stage_is_continued(
     stage: str, small_store: Store, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Some images at a time, so that a part has several blocks.
-    for kind in ("statistics", "masking", "reconstruction"):
-        monkeypatch.setattr(f"patchsae.pipeline.evaluations.kinds.{kind}.images_per_block", lambda *_: 16)
+    for module in ("kinds.statistics", "kinds.reconstruction", "masking.worker", "remapping.worker"):
+        monkeypatch.setattr(f"patchsae.pipeline.evaluations.{module}.images_per_block", lambda *_: 16)
     monkeypatch.setattr("patchsae.storage.activations._CHUNK_BYTES", 17 * 32 * 2 * 40)
     monkeypatch.setattr("patchsae.pipeline.images.index._IMAGES_PER_PART", 200)
     store = Store(shutil.copytree(small_store.root, tmp_path / "store"))

@@ -1,0 +1,1 @@
+"""Similarity of the latents of two SAEs, for the evaluation `matching`."""

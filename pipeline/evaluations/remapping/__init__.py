@@ -1,0 +1,1 @@
+"""Groups of latents, predictions and changes of activations of the evaluation `remapping`."""

@@ -1,0 +1,63 @@
+"""The two backbones of the evaluation `remapping`: the roles of their artifacts, and their counts by class.
+
+The artifacts of a side have its name in front of their role: `before activations`. The SAE and the images are shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import polars as pl
+
+from patchsae.storage.artifacts import Artifact
+
+SIDES = ("before", "after")
+_SHARED = ("images", "sae")
+_CLASSES_AT_ONCE = 32
+V = TypeVar("V")
+
+
+def side_of(inputs: Mapping[str, V], side: str) -> dict[str, V]:
+    """The inputs of one side, by the roles that other evaluations give them."""
+    mine = {role.removeprefix(f"{side} "): one for role, one in inputs.items() if role.startswith(f"{side} ")}
+    return {**mine, **{role: inputs[role] for role in _SHARED}}
+
+
+@dataclass(frozen=True)
+class ClassCounts:
+    """What the statistics of both sides count of one class: [2, S] each, before and after."""
+
+    n_tokens: np.ndarray  # int64: tokens above tau, a_c[s]
+    n_images: np.ndarray  # int64: images that fire the latent
+
+
+def class_counts(
+    statistics: Mapping[str, Artifact], classes: np.ndarray, n_latents: int
+) -> Iterator[tuple[int, ClassCounts]]:
+    """The counts of each of the ascending `classes`. The tables are read some classes at a time."""
+    for start in range(0, len(classes), _CLASSES_AT_ONCE):
+        some = classes[start : start + _CLASSES_AT_ONCE]
+        tables = [
+            statistics[side]
+            .scan("class_latents")
+            .filter(pl.col("class").is_between(int(some[0]), int(some[-1])))
+            .select("class", "latent", "n_tokens", "n_images")
+            .collect()
+            for side in SIDES
+        ]
+        for label in some.tolist():
+            found = ClassCounts(np.zeros((2, n_latents), np.int64), np.zeros((2, n_latents), np.int64))
+            for i, table in enumerate(tables):
+                mine = table.filter(pl.col("class") == label)
+                latent = mine["latent"].to_numpy()
+                found.n_tokens[i, latent] = mine["n_tokens"].to_numpy()
+                found.n_images[i, latent] = mine["n_images"].to_numpy()
+            yield label, found
+
+
+def candidates(counts: ClassCounts, n: int) -> np.ndarray:
+    """The n latents with the largest count on either side, largest first; of ties the lower id: int32 [n]."""
+    return np.argsort(-counts.n_tokens.max(axis=0), kind="stable")[:n].astype(np.int32)
