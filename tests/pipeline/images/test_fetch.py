@@ -195,6 +195,7 @@ def _member(name: str, mode: int = 0o644 | stat.S_IFREG) -> zipfile.ZipInfo:
     return info
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize(
     ("member", "sentence"),
     [

@@ -11,6 +11,7 @@ import pytest
 
 from patchsae.pipeline.core.prediction import Source, Upstream
 from patchsae.pipeline.experiment.dag import Dag
+from patchsae.pipeline.images import few_shot
 from patchsae.pipeline.images.datasets.digits import DigitsConfig
 from patchsae.pipeline.images.datasets.shapes import ShapesConfig
 from patchsae.pipeline.images.few_shot import STAGE, FewShotConfig, rows_of_draw
@@ -104,8 +105,8 @@ def test_every_image_is_as_likely_as_any_other(store: Store) -> None:
     images = index(store, [0] * 20, ["train"] * 20, ["x"])
     counts: np.ndarray = np.zeros(20, np.int64)
     for seed in range(200):
-        draw = run(store, STAGE, FewShotConfig(shots=5, seed=seed), {"images": images})
-        counts[rows_of_draw(draw)] += 1
+        drawn = few_shot._draw(FewShotConfig(seed=seed), images, np.arange(20), 5)
+        counts[drawn["image"].to_numpy()] += 1
     # 200 draws of 5 of 20: 50 each, with a standard deviation of 6.
     assert counts.sum() == 1000 and counts.min() > 25 and counts.max() < 75
 
