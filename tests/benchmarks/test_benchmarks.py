@@ -17,6 +17,7 @@ SMALL = ["--model", "shapes_clip", "--latents", "256", "--train-images", "10"]
 @pytest.mark.parametrize(
     ("name", "options"),
     [
+        ("adapt", ["--model", "shapes_clip", "--depth", "2", "--classes", "3", "--steps", "3"]),
         ("checks", ["--latents", "256", "--rows", "1000"]),
         ("index", ["--images", "2", "--listed", "10"]),
         ("masking", [*SMALL, "--images", "2"]),

@@ -120,10 +120,11 @@ class Counting:
         monkeypatch.setattr(ClipVit, "head", counted)
 
 
-def test_a_probe_trains_from_cached_features_without_the_image_tower(
-    tiny_checkpoint: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["linear_probe", "coop"])
+def test_a_method_that_leaves_images_alone_trains_from_cached_features_without_the_image_tower(
+    name: str, tiny_checkpoint: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nodes = nodes_of(experiment_of("linear_probe", tiny_checkpoint), "adapt/it")
+    nodes = nodes_of(experiment_of(name, tiny_checkpoint), "adapt/it")
     counting = Counting(monkeypatch)
     run_all(store, nodes[:-1])
     assert counting.n == 40 * 2  # four images of ten classes, two views
