@@ -12,7 +12,7 @@ import polars as pl
 from patchsae.pipeline.core.text import count
 from patchsae.pipeline.results.paper import published
 from patchsae.pipeline.results.paper.ours import SCHEMA, measured
-from patchsae.pipeline.results.paper.published import CELL, DATASETS, MEAN, TABLES, harmonic_mean
+from patchsae.pipeline.results.paper.published import CELL, DATASETS, HALVES, MEAN, TABLES, harmonic_mean
 from patchsae.pipeline.results.tables import Catalog
 from patchsae.storage.errors import UserError
 from patchsae.storage.store import Store
@@ -37,7 +37,6 @@ COLUMNS = (
 _SETTING = ("experiment", "settings")
 _ORDER = "order"
 _PUBLISHED_SHOTS = 16
-_BASE = ("base", "novel")
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,7 @@ def _harmonic(rows: pl.DataFrame, value: str) -> pl.DataFrame:
     """The harmonic means of accuracies of base and novel classes, per setting and whatever else the rows have."""
     accuracies = rows.filter(pl.col("table") == "base-to-novel", pl.col("quantity") == "accuracy")
     same = ["table", "dataset", "method", *_SETTING, *(c for c in ("run", "seed") if c in rows.columns)]
-    base, novel = (accuracies.filter(pl.col("classes") == one) for one in _BASE)
+    base, novel = (accuracies.filter(pl.col("classes") == one) for one in HALVES)
     both = base.join(novel.select(*same, other=value), on=same, nulls_equal=True)
     return both.with_columns(
         pl.struct(value, "other")

@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from patchsae.pipeline.results.paper.published import CELL, DATASETS, gain, saes
+from patchsae.pipeline.results.paper.published import CELL, DATASETS, HALVES, gain, saes
 from patchsae.pipeline.results.tables import Catalog
 from patchsae.storage.artifacts import Artifact
 
@@ -26,7 +26,10 @@ _MODEL = "ViT-B-16"
 _LAST_BUT_ONE = 11
 _GROUPS = ("high", "high_to_low", "low_to_high")
 # Fields that name an entry, or tell runs apart that are averaged.
-_NO_SETTINGS = ("kind", "seed", "checkpoint", "path", "dataset", "datasets", "adapters", "backbone", "sae")
+_NO_SETTINGS = (
+    *("kind", "seed", "checkpoint", "path", "dataset", "datasets", "adapters", "backbone", "sae"),
+    *("before", "after", "classes"),
+)
 _LAST_ROWS = 20
 
 SCHEMA = {
@@ -138,32 +141,49 @@ def settings(*configs: Config) -> dict[str, Any]:
 
 
 def _adaptation(found: Measured) -> None:
-    """Table 1 and the accuracies of adapters, from the table `adaptation`."""
+    """Table 1 and the accuracies of adapters, from evaluations `adaptation`."""
     for one in found.each("adaptation"):
         evaluation = settings(one.evaluation())
         for row in one.rows("adaptation").iter_rows(named=True):
-            dataset = published_name(one.entry("datasets", row["dataset"]))
-            adapter = one.entry("adapters", row["adapter"])
-            if dataset is None or adapter.get("classes") not in ("base", None):
-                continue
-            if model_of(one.entry("backbones", adapter.get("backbone"))) != _MODEL:
-                found.n_other_models += 1
-                continue
-            method, classes = row["kind"], row["classes"]
-            before, after = 100 * row["accuracy_before"], 100 * row["accuracy_after"]
-            clip = _Run("clip", None, evaluation)
-            run = _Run(row["adapter"], row["seed"], {**evaluation, **settings(adapter)})
-            of_adapters = "base-to-novel"
-            found.add(one, (of_adapters, dataset, "clip", classes, "accuracy"), before, clip)
-            found.add(one, (of_adapters, dataset, method, classes, "accuracy"), after, run)
-            if method != "maple":
-                continue
-            found.add(one, ("table-1", dataset, "clip", classes, "accuracy"), before, clip)
-            found.add(one, ("table-1", dataset, method, classes, "accuracy"), after, run)
-            for group in _GROUPS:
-                found.add(one, ("table-1", dataset, method, classes, group), row[group], run)
-            if classes == "base":
-                found.add(one, ("table-1", dataset, method, classes, "gain"), gain(before, after), run)
+            _add_adapter(found, one, row["adapter"], row["dataset"], evaluation, row)
+
+
+def _remapping(found: Measured) -> None:
+    """The same of single adapters, from evaluations `remapping` that the experiment names."""
+    for one in found.each("remapping"):
+        if evaluation := one.evaluation():
+            counted = one.entry("evaluations", evaluation["before"])
+            for row in one.rows("remapping").iter_rows(named=True):
+                names = (one.names["backbone"], one.names["dataset"])
+                _add_adapter(found, one, *names, settings(counted, evaluation), row)
+
+
+def _add_adapter(
+    found: Measured, one: _One, name: str, of: str, evaluation: Config, row: Mapping[str, Any]
+) -> None:
+    """Adds what a row says of the adapter `name` on a half of the classes of the dataset `of`."""
+    adapter, dataset = one.entry("adapters", name), published_name(one.entry("datasets", of))
+    classes = row["classes"]
+    # Of an adapter that was read from a file the classes need not be given.
+    if not adapter or dataset is None or classes not in HALVES or adapter["classes"] not in ("base", None):
+        return
+    if model_of(one.entry("backbones", adapter["backbone"])) != _MODEL:
+        found.n_other_models += 1
+        return
+    method, before, after = adapter["kind"], row["accuracy_before"], row["accuracy_after"]
+    clip = _Run("clip", None, evaluation)
+    run = _Run(name, adapter["seed"], {**evaluation, **settings(adapter)})
+    for table in ("base-to-novel", *(["table-1"] if method == "maple" else [])):
+        if before is not None:
+            found.add(one, (table, dataset, "clip", classes, "accuracy"), 100 * before, clip)
+            found.add(one, (table, dataset, method, classes, "accuracy"), 100 * after, run)
+    if method != "maple":
+        return
+    for group in _GROUPS:
+        found.add(one, ("table-1", dataset, method, classes, group), row[group], run)
+    if classes == "base" and before is not None:
+        mended = gain(100 * before, 100 * after)
+        found.add(one, ("table-1", dataset, method, classes, "gain"), mended, run)
 
 
 def _of_imagenet(found: Measured, one: _One) -> Config | None:
@@ -270,4 +290,4 @@ def _is_b16(one: _One, sae: Config) -> bool:
     return model_of(one.entry("backbones", sae["backbone"])) == _MODEL
 
 
-_COLLECTORS: tuple[Callable[[Measured], None], ...] = (_adaptation, _saes, _masking)
+_COLLECTORS: tuple[Callable[[Measured], None], ...] = (_adaptation, _remapping, _saes, _masking)

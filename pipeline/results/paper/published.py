@@ -108,6 +108,8 @@ _TITLES = {
 }
 DATASETS = tuple(_TITLES)
 """The 11 datasets by the names that the kind `coop` has for them."""
+HALVES = ("base", "novel")
+"""The halves of a dataset's classes."""
 MEAN = "mean"
 """In the column `dataset`: the mean over the 11 datasets."""
 

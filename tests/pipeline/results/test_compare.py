@@ -19,8 +19,10 @@ from patchsae.pipeline.training.metrics import TRAINING
 from patchsae.storage.errors import UserError
 from patchsae.storage.records import ExperimentRecord, RecordedNode
 from patchsae.storage.store import Store
+from patchsae.storage.tables import Column, TableSchema
 from tests.support.adaptation_store import CLIP, adapter, commit, commit_adaptation
 
+GROUPS = ("high", "high_to_low", "low_to_high")
 PETS = {"my-cats": {"kind": "coop", "name": "oxford_pets", "root": "/data"}}
 
 
@@ -227,6 +229,47 @@ def test_eurosat_and_dtd_are_marked_where_they_vary(store: Store) -> None:
     suspect = frame.filter(confidence="suspect")
     assert suspect.select("method", "quantity").rows() == [("cls-large-l1-8e-4", "l1_norm")]
     assert "does not fit" in suspect["remark"].item()
+
+
+def test_a_remapping_counts_where_the_experiment_names_it(store: Store) -> None:
+    schema = TableSchema(
+        "remapping",
+        "The columns of the real table that are compared.",
+        (
+            Column("classes", pa.string(), "classes"),
+            *(Column(name, pa.float64(), name) for name in ("accuracy_before", "accuracy_after")),
+            *(Column(name, pa.float64(), name) for name in ("high", "high_to_low", "low_to_high")),
+        ),
+    )
+    rows = [
+        {"classes": classes, "accuracy_before": 0.9, "accuracy_after": 0.95, **dict.fromkeys(GROUPS, 11.5)}
+        for classes in ("base", "novel", "all")
+    ]
+    one = commit(store, "remapping", {"of": "pets"}, schema, rows)
+    names = {"dataset": "my-cats", "backbone": "maple", "sae": "relu", "evaluation": "pets"}
+    # One that another evaluation made, and that has no entry of its own.
+    made = {**names, "evaluation": "pets-seed2"}
+    experiment = {
+        "name": "mine",
+        "datasets": PETS,
+        "backbones": {"clip": CLIP},
+        "adapters": {"maple": adapter("my-cats", 3)},
+        "evaluations": {
+            "pets": {"kind": "remapping", "before": "counts", "after": "adapted", "upper": 50},
+            "counts": {"kind": "statistics", "sae": "relu", "tau": 0.2, "classes": None},
+        },
+    }
+    for of in (made, names):
+        nodes = {"remapping/one": RecordedNode("remapping", one.key, of)}
+        store.records.write("mine", ExperimentRecord(nodes, experiment), newest=True)
+        frame = compare(store, seeds=True).frame.filter(pl.col("ours").is_not_null())
+        assert frame.is_empty() == (of is made)
+    assert set(frame["classes"]) == {"base", "novel", None}
+    high = frame.filter(table="table-1", quantity="high", classes="base")
+    assert high.select("published", "ours", "seed", "setting").rows() == [
+        (11.11, 11.5, None, "mine"),
+        (11.11, 11.5, 3, "mine"),
+    ]
 
 
 SAE = {
