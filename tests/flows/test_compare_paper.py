@@ -40,7 +40,7 @@ def test_what_can_be_compared_ends_with_0_and_is_written_by_suffix(tmp_path: Pat
         assert written.exit_code == 0
         assert written.stdout == ""
         # What is missing is said even so, on standard error.
-        assert "patchsae run imagenet-vit-b16" in written.stderr
+        assert "patchsae run paper-table2" in written.stderr
     rows = pl.read_csv(tmp_path / "rows.csv")
     high = rows.filter(table="table-1", dataset="oxford_pets", quantity="high", classes="base")
     assert high.select("published", "ours", "seed", "source").rows() == [

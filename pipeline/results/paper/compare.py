@@ -102,7 +102,7 @@ def compare(
 
 def _missing(name: str) -> str:
     table = TABLES[name]
-    return f"No {table.needs} in this store: run `patchsae run {table.preset}`."
+    return f"No {table.needs} in this store: run `{table.command}`."
 
 
 def _left_out(n_other_models: int) -> list[str]:

@@ -199,7 +199,7 @@ def _of_imagenet(found: Measured, one: _One) -> Config | None:
     return sae
 
 
-def _rows_of_table_2(sae: Config, backbone: Config) -> list[str]:
+def rows_of_table_2(sae: Config, backbone: Config) -> list[str]:
     """The names of the published SAEs that have the settings of one of ours."""
     model = str(model_of(backbone))
     hook, n_blocks = backbone["extract"]["hook_block"], _BLOCKS[model]
@@ -223,7 +223,8 @@ def _rows_of_table_2(sae: Config, backbone: Config) -> list[str]:
 def _saes(found: Measured) -> None:
     """Table 2: from evaluations `reconstruction`, and from the last rows of the table `training`."""
     for one in found.each("reconstruction"):
-        if (sae := _of_imagenet(found, one)) is not None:
+        # An SAE of some tokens is measured on all of them there.
+        if (sae := _of_imagenet(found, one)) is not None and sae.get("tokens") == "all":
             evaluation = one.evaluation()
             by_way = {r["replaced"]: r for r in one.rows("reconstruction").iter_rows(named=True)}
             split = evaluation.get("split", "test")
@@ -249,8 +250,10 @@ _OF_SAES = ("mse_per_norm", "mse", "cross_entropy", "cross_entropy_original", "l
 
 
 def _add_sae(found: Measured, one: _One, sae: Config, values: Config, where: Config) -> None:
-    run = _Run(one.names["sae"], sae.get("seed"), {**settings(sae), **where})
-    for published in _rows_of_table_2(sae, one.entry("backbones", sae["backbone"])):
+    images = one.entry("datasets", sae["dataset"])
+    trained_on = {name: images.get(name) for name in ("splits", "train_per_class")}
+    run = _Run(one.names["sae"], sae.get("seed"), {**settings(sae), **trained_on, **where})
+    for published in rows_of_table_2(sae, one.entry("backbones", sae["backbone"])):
         for quantity in (*_OF_SAES, "explained_variance_uncentred"):
             found.add(one, ("table-2", "imagenet", published, None, quantity), values.get(quantity), run)
 
@@ -261,7 +264,8 @@ def _masking(found: Measured) -> None:
         if (sae := _of_imagenet(found, one)) is None or not _is_b16(one, sae):
             continue
         evaluation = one.evaluation()
-        if evaluation.get("error", "dropped") != "dropped" or evaluation.get("ablation", "zero") != "zero":
+        as_published = {"split": "test", "error": "dropped", "ablation": "zero"}
+        if any(evaluation.get(name, value) != value for name, value in as_published.items()):
             continue
         rows = one.rows("masking").filter(pl.col("class").is_null())
         n_latents = rows["k"].max()
@@ -279,6 +283,8 @@ def _masking(found: Measured) -> None:
                 found.add(one, ("masking", "imagenet", "clip", None, quantity), value, run)
     for one in found.each("reconstruction"):
         if (sae := _of_imagenet(found, one)) is None or not _is_b16(one, sae):
+            continue
+        if one.evaluation().get("split", "test") != "test":
             continue
         run = _Run(one.names["sae"], sae.get("seed"), settings(sae, one.evaluation()))
         by_way = {r["replaced"]: r["accuracy"] for r in one.rows("reconstruction").iter_rows(named=True)}

@@ -34,12 +34,12 @@ CONFIDENCE = {
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """A published table: its title, the preset that makes ours, and what a reader of both should know."""
+    """A published table: its title, the command that makes ours, and what a reader of both should know."""
 
     title: str
     needs: str
     """What a store needs for ours, as in `no SAE of this table`."""
-    preset: str
+    command: str
     notes: tuple[str, ...] = ()
 
 
@@ -51,7 +51,7 @@ TABLES: Mapping[str, PublishedTable] = {
     "table-1": PublishedTable(
         "Table 1 of the paper: groups of latents and accuracy, before and after MaPLe",
         "adapter of kind maple on a dataset of Table 1",
-        "paper-table1",
+        "patchsae run paper-table1",
         (
             "Groups: latents per class, summed over the classes of the group and divided by all classes C of the "
             "dataset. The paper does not say so. It is inferred from 18 cells of EuroSAT, OxfordPets and DTD, which no "
@@ -64,7 +64,7 @@ TABLES: Mapping[str, PublishedTable] = {
     "table-2": PublishedTable(
         "Table 2 of the paper: SAEs",
         "SAE of CLIP on ImageNet with the settings of a row of Table 2",
-        "imagenet-vit-b16",
+        "patchsae run paper-table2",
         (
             "The paper's cross entropies are not ours: its code replaces the CLS token alone, its prompts hold the "
             "number of the class in place of its name, and a batch has classes twice.",
@@ -73,8 +73,8 @@ TABLES: Mapping[str, PublishedTable] = {
     ),
     "masking": PublishedTable(
         "ImageNet's validation images with the SAE in place",
-        "evaluation of kind masking or reconstruction on ImageNet",
-        "imagenet-vit-b16",
+        "evaluation of kind masking or reconstruction on ImageNet's validation images",
+        "patchsae run paper-compat --up-to masking/imagenet-masking",
         (
             "FastSAE's off_10 ranks latents by mean activation on the same images, and leaves out latents that are "
             "on the lists of more than 500 classes.",
@@ -83,7 +83,7 @@ TABLES: Mapping[str, PublishedTable] = {
     "base-to-novel": PublishedTable(
         "Accuracy of adapters trained on 16 images of each base class, mean over 3 seeds",
         "adapter trained on the base classes of one of the 11 datasets",
-        "paper-table1",
+        "patchsae run paper-table1",
         (
             "The published adapters see a new random crop of each image in every epoch (`views: fresh`), and CLIP is "
             "classified with the prompts of each dataset.",

@@ -18,8 +18,10 @@ from patchsae.pipeline.experiment.forecast import bytes_at_once, seconds_of
 from patchsae.pipeline.experiment.plan import Planned
 from patchsae.pipeline.experiment.request import work_on
 from patchsae.pipeline.experiment.run import groups, run
+from patchsae.pipeline.images.datasets.coop import CoopConfig
 from patchsae.storage.checkpoints import Checkpoints
 from patchsae.storage.store import Store
+from tests.support.coop_data import tiny
 
 TEXT = """
 name: small
@@ -151,9 +153,16 @@ def test_a_rerun_of_one_after_another_needs_room_for_the_largest(store: Store) -
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
 def test_every_stage_of_every_preset_predicts_bytes_and_time(
-    store: Store, tmp_path: Path, preset: str
+    store: Store, tmp_path: Path, preset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = []
+    named = [one.name for one in load(preset).datasets.values() if isinstance(one, CoopConfig)]
+    for name in named:
+        tiny(monkeypatch, tmp_path, name)
+    if named:
+        overrides = [f"index.root={tmp_path}"]
+        # There are 4 images per class.
+        overrides += ["adapt.shots=2"] if load(preset).adapters else []
     if preset.startswith("imagenet"):
         image = io.BytesIO()
         Image.new("RGB", (32, 32)).save(image, "PNG")

@@ -62,8 +62,8 @@ def test_an_empty_store_shows_every_published_figure_and_says_what_to_run(store:
     assert found.n_compared == 0
     assert {table: text.split("`")[1] for table, text in found.missing.items()} == {
         "table-1": "patchsae run paper-table1",
-        "table-2": "patchsae run imagenet-vit-b16",
-        "masking": "patchsae run imagenet-vit-b16",
+        "table-2": "patchsae run paper-table2",
+        "masking": "patchsae run paper-compat --up-to masking/imagenet-masking",
         "base-to-novel": "patchsae run paper-table1",
     }
     assert not store.root.exists()
