@@ -28,7 +28,7 @@ _KINDS = {
 # Those of `pipeline.saes.files`, whose import would load torch.
 WRITABLE_FORMATS = ("dictionary_learning", "patchsae", "saelens", "saev", "saev-0.1")
 READABLE_FORMATS = ("dictionary_learning", "patchsae", "reference", "saelens", "saev")
-_STAGES = ("index", "weights", "extract", "classifier", "features", "adapt", "train", "import")
+_STAGES = ("index", "few_shot", "weights", "extract", "classifier", "features", "adapt", "train", "import")
 _KIND = re.compile(r"^    kind: Literal\[\"(\w+)\"\]", re.MULTILINE)
 
 
