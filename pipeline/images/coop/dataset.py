@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -45,6 +46,7 @@ class Coop(Dataset):
         """`splits` and `train_per_class` leave images out, as the fields of the kind `coop` say."""
         facts = FACTS[name]
         chosen = {split: n for split, n in facts.splits.items() if splits is None or split in splits}
+        self.name = name
         self.facts = replace(facts, splits=chosen)
         self.root = root
         self.reading = reading
@@ -55,7 +57,8 @@ class Coop(Dataset):
         folder = self.root / self.facts.folder
         if not folder.is_dir():
             raise UserError(
-                f"{folder}: no such folder, and {self.facts.title} belongs there; `patchsae data` says where to get it."
+                f"{folder}: no such folder, and {self.facts.title} belongs there; `patchsae data {self.name} --root "
+                f"{shlex.quote(str(self.root))}` says where to get it."
             )
         return checked(_READ[self.facts.layout](self.root, self.facts), self.facts)
 

@@ -225,7 +225,8 @@ def test_a_split_file_that_is_none_is_refused(
 
 def test_missing_and_broken_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused(tmp_path, "dtd") == (
-        f"{tmp_path}/dtd: no such folder, and DTD belongs there; `patchsae data` says where to get it."
+        f"{tmp_path}/dtd: no such folder, and DTD belongs there; `patchsae data dtd --root {tmp_path}` says where to get "
+        "it."
     )
     tiny(monkeypatch, tmp_path, "dtd")
     split = tmp_path / "dtd" / FACTS["dtd"].split_file
