@@ -62,7 +62,7 @@ def commit_adaptation(
         rows.append({**dict.fromkeys(_NUMBERS, 0.0), **about, **numbers})
     config = {"experiment": name, "started": started, "tau": (evaluation or {}).get("tau")}
     artifact = commit(store, "adaptation", config, ADAPTATION, rows, started)
-    nodes = {"adaptation/all": RecordedNode("adaptation", artifact.key, {"evaluation": "all"})}
+    nodes = {"adaptation/all": RecordedNode("adaptation", artifact.key, {"sae": "relu", "evaluation": "all"})}
     experiment = {
         "name": name,
         "datasets": datasets,

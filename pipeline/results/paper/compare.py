@@ -37,6 +37,8 @@ COLUMNS = (
 _SETTING = ("experiment", "settings")
 _ORDER = "order"
 _PUBLISHED_SHOTS = 16
+# Table -> the templates with which its CLIP was classified.
+_PUBLISHED_TEMPLATES = {"table-1": "imagenet", "base-to-novel": "dataset"}
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ def _harmonic(rows: pl.DataFrame, value: str) -> pl.DataFrame:
 
 
 def _with_settings(rows: pl.DataFrame) -> pl.DataFrame:
-    """Replaces experiment and settings by the columns `setting` and `shots`.
+    """Replaces experiment and settings by the columns `setting`, `shots` and `templates`.
 
     `setting` is a text with the experiment, and what tells the settings of a method in a table apart.
     """
@@ -190,8 +192,13 @@ def _with_settings(rows: pl.DataFrame) -> pl.DataFrame:
         for experiment, text, fields in parsed:
             words = [f"{name} {_word(fields.get(name))}" for name in varied]
             setting = ", ".join([experiment, *words])
-            texts.append((table, method, experiment, text, setting, fields.get("shots")))
-    schema = {**dict.fromkeys([*of, *_SETTING, "setting"], pl.String), "shots": pl.Int64}
+            known = fields.get("shots"), _word(fields.get("prompts.templates"))
+            texts.append((table, method, experiment, text, setting, *known))
+    schema = {
+        **dict.fromkeys([*of, *_SETTING, "setting"], pl.String),
+        "shots": pl.Int64,
+        "templates": pl.String,
+    }
     named = pl.DataFrame(texts, schema=schema, orient="row")
     return rows.join(named, on=[*of, *_SETTING], how="left", maintain_order="left").drop(_SETTING)
 
@@ -231,6 +238,9 @@ def _remarks(frame: pl.DataFrame, figures: pl.DataFrame) -> pl.Series:
             if spread is not None and row["method"] != "clip":
                 texts.append(f"varies by {spread:g} points between seeds")
             other = elsewhere.get((row["dataset"], row["method"], row["classes"]))
+            templates = _PUBLISHED_TEMPLATES.get(row["table"])
+            if row["method"] == "clip" and row["templates"] not in (None, "null", templates):
+                texts.append(f"templates: {row['templates']}, published: {templates}")
             if row["table"] == "table-1" and other is not None and row["published"] is not None:
                 texts.append(f"{other:.2f} in base-to-novel")
         if row["shots"] not in (None, _PUBLISHED_SHOTS) and row["published"] is not None:

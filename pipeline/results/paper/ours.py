@@ -143,7 +143,7 @@ def settings(*configs: Config) -> dict[str, Any]:
 def _adaptation(found: Measured) -> None:
     """Table 1 and the accuracies of adapters, from evaluations `adaptation`."""
     for one in found.each("adaptation"):
-        evaluation = settings(one.evaluation())
+        evaluation = {**settings(one.evaluation()), "sae": one.names.get("sae")}
         for row in one.rows("adaptation").iter_rows(named=True):
             _add_adapter(found, one, row["adapter"], row["dataset"], evaluation, row)
 
@@ -155,7 +155,8 @@ def _remapping(found: Measured) -> None:
             counted = one.entry("evaluations", evaluation["before"])
             for row in one.rows("remapping").iter_rows(named=True):
                 names = (one.names["backbone"], one.names["dataset"])
-                _add_adapter(found, one, *names, settings(counted, evaluation), row)
+                both = {**settings({"statistics": settings(counted)}, evaluation), "sae": one.names["sae"]}
+                _add_adapter(found, one, *names, both, row)
 
 
 def _add_adapter(

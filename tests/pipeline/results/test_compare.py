@@ -12,6 +12,7 @@ import pytest
 
 from patchsae.pipeline.evaluations.masking.table import masking_schema
 from patchsae.pipeline.evaluations.reconstruction.tables import RECONSTRUCTION
+from patchsae.pipeline.evaluations.remapping.tables import REMAPPING
 from patchsae.pipeline.results.paper.compare import COLUMNS, compare
 from patchsae.pipeline.results.paper.ours import model_of, published_name
 from patchsae.pipeline.results.paper.published import DATASETS, figures, harmonic_mean
@@ -19,7 +20,6 @@ from patchsae.pipeline.training.metrics import TRAINING
 from patchsae.storage.errors import UserError
 from patchsae.storage.records import ExperimentRecord, RecordedNode
 from patchsae.storage.store import Store
-from patchsae.storage.tables import Column, TableSchema
 from tests.support.adaptation_store import CLIP, adapter, commit, commit_adaptation
 
 GROUPS = ("high", "high_to_low", "low_to_high")
@@ -165,7 +165,10 @@ def test_the_newest_of_two_results_of_a_run_counts(store: Store) -> None:
             first = newest
     # Both under one experiment, as two evaluations of the same settings have it.
     record = store.records.all()["mine"]
-    nodes = {**record.nodes, "adaptation/again": RecordedNode("adaptation", first.key, {"evaluation": "all"})}
+    nodes = {
+        **record.nodes,
+        "adaptation/again": RecordedNode("adaptation", first.key, record.nodes["adaptation/all"].names),
+    }
     store.records.write("mine", ExperimentRecord(nodes, record.experiment), newest=True)
     row = cell(
         compare(store, tables=["table-1"]).frame,
@@ -232,20 +235,12 @@ def test_eurosat_and_dtd_are_marked_where_they_vary(store: Store) -> None:
 
 
 def test_a_remapping_counts_where_the_experiment_names_it(store: Store) -> None:
-    schema = TableSchema(
-        "remapping",
-        "The columns of the real table that are compared.",
-        (
-            Column("classes", pa.string(), "classes"),
-            *(Column(name, pa.float64(), name) for name in ("accuracy_before", "accuracy_after")),
-            *(Column(name, pa.float64(), name) for name in ("high", "high_to_low", "low_to_high")),
-        ),
-    )
+    numbers = {"accuracy_before": 0.9, "accuracy_after": 0.95, **dict.fromkeys(GROUPS, 11.5)}
     rows = [
-        {"classes": classes, "accuracy_before": 0.9, "accuracy_after": 0.95, **dict.fromkeys(GROUPS, 11.5)}
+        {**dict.fromkeys((c.name for c in REMAPPING.columns), 0), "classes": classes, **numbers}
         for classes in ("base", "novel", "all")
     ]
-    one = commit(store, "remapping", {"of": "pets"}, schema, rows)
+    one = commit(store, "remapping", {"of": "pets"}, REMAPPING, rows)
     names = {"dataset": "my-cats", "backbone": "maple", "sae": "relu", "evaluation": "pets"}
     # One that another evaluation made, and that has no entry of its own.
     made = {**names, "evaluation": "pets-seed2"}
@@ -255,7 +250,13 @@ def test_a_remapping_counts_where_the_experiment_names_it(store: Store) -> None:
         "backbones": {"clip": CLIP},
         "adapters": {"maple": adapter("my-cats", 3)},
         "evaluations": {
-            "pets": {"kind": "remapping", "before": "counts", "after": "adapted", "upper": 50},
+            "pets": {
+                "kind": "remapping",
+                "before": "counts",
+                "after": "adapted",
+                "upper": 50,
+                "prompts": {"templates": "imagenet", "renormalise": False},
+            },
             "counts": {"kind": "statistics", "sae": "relu", "tau": 0.2, "classes": None},
         },
     }
@@ -269,6 +270,11 @@ def test_a_remapping_counts_where_the_experiment_names_it(store: Store) -> None:
     assert high.select("published", "ours", "seed", "setting").rows() == [
         (11.11, 11.5, None, "mine"),
         (11.11, 11.5, 3, "mine"),
+    ]
+    clip = frame.filter(method="clip", classes="base", quantity="accuracy")
+    assert clip.select("table", "remark").rows() == [
+        ("table-1", "91.17 in base-to-novel"),
+        ("base-to-novel", "templates: imagenet, published: dataset"),
     ]
 
 
