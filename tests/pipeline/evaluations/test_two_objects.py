@@ -33,6 +33,7 @@ saes:
 evaluations:
   frontier: {{kind: frontier, dataset: two, split: two_objects}}
   statistics: {{kind: statistics, sae: good, dataset: two, split: two_objects, k_images: 5}}
+  halves: {{kind: reconstruction, sae: weak, dataset: two, split: two_objects, classes: novel}}
 """
 
 
@@ -107,6 +108,25 @@ def test_a_reconstruction_is_right_if_both_colours_are_on_top(made: dict[str, Ar
     accuracy = dict(table.select("replaced", "set_accuracy").iter_rows())
     kept = (accuracy["reconstruction"] - accuracy["mean"]) / (accuracy["original"] - accuracy["mean"])
     assert artifact.manifest.summary["set_kept_mean"] == pytest.approx(kept)
+
+
+@torch.inference_mode()
+def test_of_an_image_in_two_halves_the_classes_of_one_count(made: dict[str, Artifact]) -> None:
+    backbone = load_backbone(
+        parse(EXPERIMENT, "two").backbones["clip"], {"weights": made["weights/clip"]}, "cpu"
+    )
+    weights, _ = load_classifier(made["classifier/two-clip-dataset"])
+    x, _, _ = dense(made, "weak")
+    sets = shown(made)[:, 4:]
+    rows = np.flatnonzero(sets.any(1))
+    # Both colours of some images are novel, and one of others.
+    assert set(sets[rows].sum(1)) == {1, 2} and len(rows) < N
+    scores = normalize(backbone.tail(x[rows]), dim=-1) @ weights[4:].T
+    order = np.argsort(-scores.numpy(), axis=1)
+    all_right = [sets[row, best[: sets[row].sum()]].all() for row, best in zip(rows, order, strict=True)]
+    table = made["reconstruction/halves"].scan("reconstruction").filter(replaced="original").collect()
+    assert (table["n"].item(), table["n_sets_correct"].item()) == (len(rows), sum(all_right))
+    assert table["n_correct"].item() == sum(sets[row, best[0]] for row, best in zip(rows, order, strict=True))
 
 
 def test_two_objects_tell_saes_apart(made: dict[str, Artifact]) -> None:
