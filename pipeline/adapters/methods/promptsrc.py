@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -40,6 +40,8 @@ class PromptsrcConfig(IndependentConfig):
     """The standard deviation of the Gaussian of these weights, in epochs (PromptSRC's code: `GPA_STD: 1`)."""
     epochs: int = Field(20, ge=1)
     """How often all drawn images are seen (PromptSRC's code: `MAX_EPOCH: 20`)."""
+
+    reads_prompts: ClassVar[bool] = True
 
     def begin(self, backbone: Backbone, task: Task, generator: torch.Generator) -> Adapter:
         from patchsae.pipeline.adapters.prompts.regulated import RegulatedAdapter, Regulation

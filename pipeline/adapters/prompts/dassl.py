@@ -22,6 +22,7 @@ from patchsae.pipeline.adapters.prompts.vectors import Size, sequence
 from patchsae.pipeline.backbones.checkpoints.archive import load_archive
 from patchsae.pipeline.backbones.checkpoints.read import State, file_fingerprint, read_state
 from patchsae.pipeline.core.tensors import BROKEN, check_archive, check_dense, why_unreadable
+from patchsae.pipeline.core.text import count
 from patchsae.storage.errors import UserError
 
 _DROPPED = re.compile(r"(prompt_learner\.)?token_(prefix|suffix)")
@@ -85,7 +86,7 @@ class Names:
         found = self._sorted(_read(path), where)
         self._check(found, expected, {name: tuple(tensor.shape) for name, tensor in state.items()}, where)
         for name, copies in found.frozen.items():
-            own = state[name].float()
+            own = state[name].float().cpu()
             for theirs, tensor in copies:
                 distance = (tensor.float().reshape(own.shape) - own).norm() / own.norm().clamp_min(1e-6)
                 if not float(distance) < _TOLERANCE:
@@ -177,7 +178,7 @@ def _check_shape(
         )
     if size is not None and found[1:] == expected[1:]:
         raise UserError(
-            f"{where}: `{name}` has {found[0]} prompt tokens, and the adapter's has {expected[0]}; write "
+            f"{where}: `{name}` has {count(found[0], 'prompt token')}, and the adapter's has {expected[0]}; write "
             f"`{size.n_field}: {found[0]}`."
         )
     raise UserError(

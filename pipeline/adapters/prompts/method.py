@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
 from patchsae.pipeline.adapters.adapter import Adapter, AdapterConfig, Task
@@ -15,7 +16,9 @@ from patchsae.pipeline.adapters.prompts.dassl import Expected, Names
 from patchsae.pipeline.adapters.prompts.towers import Towers
 from patchsae.pipeline.adapters.prompts.vectors import PromptVectors, Size, random_prompts
 from patchsae.pipeline.backbones.backbone import Backbone, BackboneConfig, Outline, as_dtype
+from patchsae.pipeline.classification.classifier import Prompts
 from patchsae.pipeline.core.config import OptionalLocation
+from patchsae.pipeline.core.text import count
 from patchsae.storage.errors import UserError
 
 Shapes = dict[str, tuple[int, ...]]
@@ -32,8 +35,18 @@ class PromptConfig(AdapterConfig):
     """A file of the method's own code (Dassl's `model.pth.tar-N`). Then nothing is trained. The number and the
     depth of the prompts must be those of the file."""
 
+    reads_prompts: ClassVar[bool] = False
+    """Whether a method that learns class prompts reads those of `prompts` too."""
     names: ClassVar[Names]
     """How the method's own code names what is trained."""
+
+    @model_validator(mode="after")
+    def _learns_its_prompts(self) -> Self:
+        if self.text_prompts() is not None and not self.reads_prompts and self.prompts != Prompts():
+            raise ValueError(
+                "`prompts` is not read, since class prompts are learned; what they begin as is `context`"
+            )
+        return self
 
     def image_prompts(self) -> Size | None:
         """The prompts of the image tower, if it gets any."""
@@ -87,7 +100,7 @@ class PromptConfig(AdapterConfig):
                 most = n_blocks if image == text else found
                 raise UserError(
                     f"adapter of kind {self._kind()}: `{size.depth_field}` is {size.depth}, and the {tower} tower "
-                    f"of `{self.backbone}` has {found} blocks; set it to at most {most}."
+                    f"of `{self.backbone}` has {count(found, 'block')}; set it to at most {most}."
                 )
         if text is not None:
             self._check_length(text, towers.context_length)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from patchsae.pipeline.adapters.adapt import load_adapter
 from patchsae.pipeline.adapters.adapter import AdapterConfig, Task
 from patchsae.pipeline.adapters.methods.coop import CoopConfig
 from patchsae.pipeline.adapters.methods.ivlp import IvlpConfig
@@ -21,8 +22,12 @@ from patchsae.pipeline.adapters.methods.vpt import VptConfig
 from patchsae.pipeline.backbones.backbone import Outline
 from patchsae.pipeline.backbones.towers.shapes import shapes_of
 from patchsae.pipeline.backbones.towers.vit import ClipVit
+from patchsae.pipeline.core.graph import Node
+from patchsae.pipeline.experiment.experiment import parse
 from patchsae.storage.errors import UserError
+from patchsae.storage.store import Store
 from tests.support.clips import random_clip
+from tests.support.nodes import run_all
 
 NAMES = ["cat", "traffic light"]
 FIELDS: dict[type[AdapterConfig], dict[str, Any]] = {
@@ -258,6 +263,45 @@ def test_files_that_are_no_checkpoints_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "cut").write_bytes(whole.read_bytes()[:-200])
     with pytest.raises(UserError, match="cut: cannot be read"):
         reading(CoopConfig, tmp_path / "cut").check(outline)
+
+
+EXPERIMENT = """
+name: read
+datasets: {{digits: {{kind: digits, n_images: 60}}}}
+backbones:
+  tiny: {{kind: open_clip, model: patchsae-tiny, checkpoint: {weights!r}}}
+adapters:
+  it: {{kind: maple, backbone: tiny, checkpoint: {checkpoint!r}, depth: 1, n_ctx: {n_ctx}}}
+saes:
+  relu: {{kind: relu_l1, dataset: digits, backbone: it, n_latents: 64, batch_size: 64, n_steps: 2}}
+"""
+
+
+def test_an_experiment_reads_a_checkpoint_and_trains_nothing(
+    tiny_checkpoint: Path, tmp_path: Path, store: Store
+) -> None:
+    path = tmp_path / "model.pth.tar-5"
+
+    def nodes(n_ctx: int) -> dict[str, Node]:
+        text = EXPERIMENT.format(weights=str(tiny_checkpoint), checkpoint=str(path), n_ctx=n_ctx)
+        return {node.address: node for node in parse(text, "read").nodes()}
+
+    found = nodes(2)
+    clip: Any = found["weights/tiny"].config.build({})  # type: ignore[attr-defined]
+    tensors = trained(MapleConfig, clip, depth=1)
+    write(path, official(MapleConfig, clip, tensors))
+    wanted = ["weights/tiny", "adapt/it", "weights/it"]
+    done = run_all(store, [found[address] for address in wanted])
+    read = load_adapter(done["adapt/it"])
+    torch.testing.assert_close(read["text.0"], tensors["text.0"], rtol=1e-3, atol=1e-4)
+    assert not list(done["adapt/it"].path.glob("**/*.parquet"))
+    with pytest.raises(UserError, match="has 2 prompt tokens, and the adapter's has 3; write `n_ctx: 2`"):
+        nodes(3)["weights/it"].config.outline()  # type: ignore[attr-defined]
+    # Another file in its place is read anew.
+    write(path, official(MapleConfig, clip, trained(MapleConfig, clip, depth=1)))
+    again = run_all(store, [nodes(2)[address] for address in wanted])
+    assert not torch.equal(load_adapter(again["adapt/it"])["text.0"], read["text.0"])
+    assert again["weights/it"].identity != done["weights/it"].identity
 
 
 class Harmful:

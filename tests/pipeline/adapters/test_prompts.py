@@ -305,3 +305,38 @@ def test_maple_deeper_maps_begin_alike_and_the_first_on_its_own() -> None:
     weights = [tensors[f"projections.{block}.weight"] for block in range(3)]
     assert torch.equal(weights[1], weights[2]) and not torch.equal(weights[0], weights[1])
     assert float(weights[0].abs().max()) <= 24**-0.5
+
+
+def test_prompts_that_would_not_be_read_are_refused() -> None:
+    for kind in (MapleConfig, CoopConfig, IvlpConfig):
+        with pytest.raises(ValueError, match="`prompts` is not read, since class prompts are learned"):
+            kind(**ENTRY, prompts={"templates": "imagenet"})
+    for other in (VptConfig, PromptsrcConfig):
+        assert other(**ENTRY, prompts={"templates": "imagenet"}).prompts.templates == "imagenet"
+
+
+def test_two_adapters_over_one_backbone_do_not_disturb_each_other() -> None:
+    clip, images = random_clip(), torch.randn(2, 3, 32, 32)
+    config = MapleConfig(**ENTRY, depth=2)
+    made = [
+        config.begin(random_clip(), task_of(clip), torch.Generator().manual_seed(seed)).tensors()
+        for seed in (1, 2)
+    ]
+    with torch.inference_mode():
+        plain = clip.tail(clip.head(images))
+        first = config.apply(clip, made[0])
+        expected = first.tail(first.head(images))
+        second = config.apply(clip, made[1])
+        assert not torch.allclose(second.tail(second.head(images)), expected)
+        assert torch.equal(first.tail(first.head(images)), expected)
+        assert torch.equal(clip.tail(clip.head(images)), plain)
+    assert clip.layout.n_suffix == 0 and first.layout.n_suffix == 2
+
+
+def test_a_plan_refuses_a_context_whose_words_the_backbone_does_not_know() -> None:
+    base = ShapesClipConfig()
+    MapleConfig(**ENTRY, depth=2).check_classes(base, ["circle"], ["ignored {}"])
+    with pytest.raises(UserError, match="does not know the word 'sketch'"):
+        MapleConfig(**ENTRY, depth=2, context="a sketch of a").check_classes(base, ["circle"], [])
+    with pytest.raises(UserError, match="does not know the word 'dog'"):
+        CoopConfig(**ENTRY).check_classes(base, ["circle", "dog"], [])
