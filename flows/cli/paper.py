@@ -123,11 +123,13 @@ def _cell(name: str, row: dict[str, object]) -> str:
     from patchsae.pipeline.results.paper.published import title
 
     value = row[name]
-    if value is None:
+    # CLIP has no seeds.
+    if value is None or (name == "n_seeds" and value == 0):
         return ""
     if name == "dataset":
         return title(str(value))
     if isinstance(value, float):
         sign = "+" if name == "difference" else ""
-        return f"{value:{sign}.4g}" if row["table"] == _OF_TABLE_2 else f"{value:{sign}.2f}"
+        # `z`: what rounds to 0 has no minus.
+        return f"{value:{sign}.4g}" if row["table"] == _OF_TABLE_2 else f"{value:{sign}z.2f}"
     return str(value)

@@ -24,7 +24,7 @@ def test_a_fresh_clone_sees_the_published_tables_and_what_to_run(tmp_path: Path)
 
 def test_what_can_be_compared_ends_with_0_and_is_written_by_suffix(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
-    values = {("maple", "base"): {"accuracy_before": 0.9, "accuracy_after": 0.95, "high": 11.5}}
+    values = {("maple", "base"): {"accuracy_before": 0.911699, "accuracy_after": 0.95, "high": 11.5}}
     datasets = {"cats": {"kind": "coop", "name": "oxford_pets"}}
     commit_adaptation(store, "mine", datasets, {"maple": adapter("cats")}, values)
     shown = patchsae("compare-paper", "--store", store.root, "--table", "table-1")
@@ -33,6 +33,11 @@ def test_what_can_be_compared_ends_with_0_and_is_written_by_suffix(tmp_path: Pat
         line for line in shown.stdout.splitlines() if line.startswith("OxfordPets") and " high " in line
     ][:1]
     assert high.split() == ["OxfordPets", "base", "maple", "high", "11.11", "11.50", "+0.39", "1", "mine"]
+    # CLIP has no seeds, and what rounds to 0 has no minus.
+    clip = patchsae("compare-paper", "--store", store.root, "--table", "base-to-novel")
+    [line] = [line for line in clip.stdout.splitlines() if line.startswith("OxfordPets     base      clip ")]
+    assert line.split()[2:6] == ["clip", "accuracy", "91.17", "91.17"]
+    assert line.split()[6:] == ["+0.00", "mine"]
     assert "base-to-novel:" not in shown.stdout
 
     for name in ("rows.csv", "rows.parquet"):

@@ -194,6 +194,8 @@ def _of_imagenet(found: Measured, one: _One) -> Config | None:
         return None
     if one.evaluation().get("classes") is not None or one.names.get("backbone") != sae["backbone"]:
         return None
+    if one.entry("adapters", sae["backbone"]):
+        return None
     if model_of(one.entry("backbones", sae["backbone"])) not in _BLOCKS:
         found.n_other_models += 1
         return None

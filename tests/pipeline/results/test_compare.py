@@ -296,7 +296,7 @@ def commit_imagenet(store: Store, saes: dict[str, dict[str, Any]]) -> None:
     """Records an experiment with SAEs on ImageNet: their training, their reconstruction and their masking."""
     nodes, evaluations = {}, {}
     for i, name in enumerate(saes):
-        names = {"dataset": "in", "backbone": "clip", "sae": name}
+        names = {"dataset": "in", "backbone": saes[name]["backbone"], "sae": name}
         curve = [{**dict.fromkeys((c.name for c in TRAINING.columns), 0), "l0": 100.0 + i} for _ in range(30)]
         one = commit(store, "train", {"sae": name}, TRAINING, curve)
         nodes[f"train/{name}"] = RecordedNode("train", one.key, names)
@@ -343,6 +343,7 @@ def commit_imagenet(store: Store, saes: dict[str, dict[str, Any]]) -> None:
         "name": "imagenet",
         "datasets": {"in": {"kind": "image_folder", "class_names": "imagenet"}},
         "backbones": {"clip": CLIP},
+        "adapters": {"maple": adapter("in")},
         "saes": saes,
         "evaluations": evaluations,
     }
@@ -352,7 +353,12 @@ def commit_imagenet(store: Store, saes: dict[str, dict[str, Any]]) -> None:
 def test_saes_are_matched_with_table_2_by_their_settings(store: Store) -> None:
     commit_imagenet(
         store,
-        {"paper": SAE, "again": {**SAE, "seed": 1}, "other": {**SAE, "l1_coefficient": 1e-4}},
+        {
+            "paper": SAE,
+            "again": {**SAE, "seed": 1},
+            "other": {**SAE, "l1_coefficient": 1e-4},
+            "of-an-adapter": {**SAE, "backbone": "maple"},
+        },
     )
     found = compare(store, tables=["table-2"])
     frame = found.frame.filter(pl.col("ours").is_not_null())
@@ -365,6 +371,7 @@ def test_saes_are_matched_with_table_2_by_their_settings(store: Store) -> None:
     row = cell(frame, quantity="cross_entropy")
     assert (row["published"], row["ours"]) == (1.885, pytest.approx(1.36))
     assert not found.missing
+    assert not found.remarks
 
 
 def test_imagenet_with_the_sae_in_place(store: Store) -> None:
