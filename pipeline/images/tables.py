@@ -181,16 +181,20 @@ def rows_of(
     """
     rows = np.array(split_range(images, split), np.int64)
     if classes is not None:
-        wanted = wanted_classes(images, classes)
+        wanted, names = wanted_classes(images, classes), class_names_of(images)
         position, label = label_sets_of(images).pairs(rows)
-        if isinstance(classes, str) and len(missing := np.setdiff1d(wanted, label)):
-            name = class_names_of(images)[missing[0]]
+        present = np.bincount(label, minlength=len(names)) > 0
+        if isinstance(classes, str) and len(missing := wanted[~present[wanted]]):
+            name = names[missing[0]]
             raise UserError(
                 f"classes `{classes}`: the class `{name}` has no image in the split `{split}`"
                 f"{f', nor have {len(missing) - 1} more' if len(missing) > 1 else ''}; choose a split with images of "
                 "every class, or list `classes`."
             )
-        rows = rows[np.unique(position[np.isin(label, wanted)])]
+        is_wanted, is_kept = np.zeros(len(names), bool), np.zeros(len(rows), bool)
+        is_wanted[wanted] = True
+        is_kept[position[is_wanted[label]]] = True
+        rows = rows[is_kept]
         if not len(rows):
             raise UserError(
                 f"classes: no image of the split `{split}` is of one of {', '.join(map(str, classes))}."
