@@ -24,6 +24,7 @@ from patchsae.pipeline.adapters.adapt import ADAPTER_TRAINING
 from patchsae.pipeline.core.config import Config
 from patchsae.pipeline.evaluations.kinds.frontier import FRONTIER
 from patchsae.pipeline.evaluations.masking.table import masking_schema
+from patchsae.pipeline.evaluations.matching.tables import MATCHING, MATCHING_LATENTS
 from patchsae.pipeline.evaluations.reconstruction.tables import FIRING_HISTOGRAM, RECONSTRUCTION
 from patchsae.pipeline.evaluations.remapping.tables import TABLES as REMAPPING_TABLES
 from patchsae.pipeline.evaluations.statistics.tables import (
@@ -62,6 +63,7 @@ TABLES: dict[str, tuple[TableSchema, ...]] = {
     "reconstruction": (RECONSTRUCTION, FIRING_HISTOGRAM),
     "frontier": (FRONTIER,),
     "remapping": REMAPPING_TABLES,
+    "matching": (MATCHING, MATCHING_LATENTS),
 }
 """Stage -> the tables it writes."""
 EXPERIMENT = """
@@ -76,6 +78,7 @@ evaluations:
   reconstruction: {kind: reconstruction, sae: sae}
   frontier: {kind: frontier}
   remapping: {kind: remapping, before: statistics, after: statistics}
+  matching: {kind: matching, first: sae, second: sae}
 """
 """An experiment in which every table is written once."""
 NOTICE = "<!-- Written by docs/generate.py from the code; do not edit. -->"

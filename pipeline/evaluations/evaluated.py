@@ -5,7 +5,7 @@ Shapes: B images of T tokens, d channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 
 import numpy as np
@@ -75,20 +75,27 @@ def n_latents_of(inputs: Inputs) -> int:
 
 
 def choose_encoder(inputs: Inputs, out: Builder, device: str) -> None:
-    """Chooses how latents are computed and shares the choice with all parts.
+    """`choose_encoders` of one SAE."""
+    choose_encoders({_ENCODER: inputs}, out, device)
 
-    All parts are computed in the same way, also those of a resumed run on another machine. If the choice was
-    lost, finished parts are forgotten. Raises UserError if the SAE takes activations of another width.
+
+def choose_encoders(inputs: Mapping[str, Inputs], out: Builder, device: str) -> None:
+    """Chooses how the latents of each SAE are computed, and shares each choice with all parts under its name.
+
+    All parts are computed in the same way, also those of a resumed run on another machine. If a choice was
+    lost, finished parts are forgotten. Raises UserError if an SAE takes activations of another width.
     """
-    width = Activations(inputs["activations"]).width
-    check_width(width_of(inputs["sae"]), width)
-    if out.scratch.shared(_ENCODER) is None:
+    widths = {name: Activations(mine["activations"]).width for name, mine in inputs.items()}
+    for name, mine in inputs.items():
+        check_width(width_of(mine["sae"]), widths[name])
+    if any(out.scratch.shared(name) is None for name in inputs):
         out.start_over()
-        choice = EncoderChoice.for_device(device, width, n_latents_of(inputs))
-        out.scratch.share(_ENCODER, {}, asdict(choice))
+        for name, mine in inputs.items():
+            choice = EncoderChoice.for_device(device, widths[name], n_latents_of(mine))
+            out.scratch.share(name, {}, asdict(choice))
 
 
-def open_encoder(inputs: Inputs, out: Builder, device: str) -> LatentEncoder:
-    """The encoder of the SAE, with the settings that `choose_encoder` shared."""
-    choice = EncoderChoice(**out.scratch.read_shared(_ENCODER).values)
+def open_encoder(inputs: Inputs, out: Builder, device: str, name: str = _ENCODER) -> LatentEncoder:
+    """The encoder of the SAE, with the settings that `choose_encoders` shared under this name."""
+    choice = EncoderChoice(**out.scratch.read_shared(name).values)
     return LatentEncoder(load_sae(inputs["sae"], device), choice)

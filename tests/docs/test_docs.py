@@ -29,7 +29,9 @@ name: two
 datasets:
   shapes: {kind: shapes, seed: 1, splits: {train: 24, test: 12}}
   digits: {kind: digits, n_images: 40}
-backbones: {clip: {kind: shapes_clip}}
+backbones:
+  clip: {kind: shapes_clip}
+  early: {kind: shapes_clip, extract: {hook_block: 1}}
 saes:
   relu: {kind: relu_l1, n_latents: 48, batch_size: 128, n_steps: 5, dataset: shapes, backbone: clip}
   other: {kind: topk, k: 4, n_latents: 48, batch_size: 128, n_steps: 5, dataset: digits, backbone: clip}
@@ -40,6 +42,9 @@ evaluations:
   of-digits: {kind: masking, statistics: of-other, ks: [1, 10], n_random: 1, prompts: {templates: ["a photo"]}}
   reconstruction: {kind: reconstruction, sae: relu}
   frontier: {kind: frontier, saes: [relu]}
+  early: {kind: statistics, sae: relu, backbone: early}
+  grid: {kind: masking, statistics: [statistics, early], ks: [1], n_random: 1, attributes: []}
+  remapping: {kind: remapping, before: statistics, after: early, n_bootstrap: 0}
 """
 
 

@@ -30,6 +30,7 @@ evaluations:
   statistics: {{kind: statistics, sae: relu, tau: 0.01}}
   frontier: {{kind: frontier}}
   remapping: {{kind: remapping, before: statistics, after: statistics, taus: [0.02], ks: [5, all], n_bootstrap: 20}}
+  matching: {{kind: matching, first: relu, second: relu, limit: 100}}
   masking: {{kind: masking, statistics: statistics, ks: [1, 5, 50], n_random: 2}}
 """
 SWEEP = """
@@ -57,6 +58,7 @@ ADDRESSES = {
     "reconstruction": "reconstruction/relu-test",
     "frontier": "frontier/frontier",
     "remapping": "remapping/remapping",
+    "matching": "matching/matching",
     "masking": "masking/masking",
 }
 MODELS = Path(__file__).parents[1] / "data" / "models"

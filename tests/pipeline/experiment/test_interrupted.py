@@ -59,7 +59,13 @@ def test_an_interrupted_stage_is_continued(
     stage: str, small_store: Store, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Some images at a time, so that a part has several blocks.
-    for module in ("kinds.statistics", "kinds.reconstruction", "masking.worker", "remapping.worker"):
+    for module in (
+        "kinds.statistics",
+        "kinds.reconstruction",
+        "kinds.matching",
+        "masking.worker",
+        "remapping.worker",
+    ):
         monkeypatch.setattr(f"patchsae.pipeline.evaluations.{module}.images_per_block", lambda *_: 16)
     monkeypatch.setattr("patchsae.storage.activations._CHUNK_BYTES", 17 * 32 * 2 * 40)
     monkeypatch.setattr("patchsae.pipeline.images.index._IMAGES_PER_PART", 200)
