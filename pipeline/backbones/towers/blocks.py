@@ -50,7 +50,7 @@ def run_causal(block: Any, x: Tensor, before: KeysValues | None = None) -> tuple
             for shared, one in zip(before, own, strict=True)
         )
     hidden = torch.full((x.shape[1], key.shape[2]), -torch.inf, dtype=x.dtype, device=x.device)
-    attended = scaled_dot_product_attention(query, key, value, hidden.triu(1 + n_before))
+    attended = _attended(query, key, value, hidden.triu(1 + n_before))
     y = x + block.ls_1(_joined(attn, attended))
     return y + block.ls_2(block.mlp(block.ln_2(y))), own
 
@@ -58,7 +58,7 @@ def run_causal(block: Any, x: Tensor, before: KeysValues | None = None) -> tuple
 def _attention(attn: nn.MultiheadAttention, x: Tensor, mask: Tensor | None) -> Tensor:
     """The output of self-attention: [B, T, d] -> [B, T, d]."""
     query, key, value = _products(attn, x)
-    attended = scaled_dot_product_attention(query, key, value, None if mask is None else mask.to(x.dtype))
+    attended = _attended(query, key, value, None if mask is None else mask.to(x.dtype))
     return _joined(attn, attended)
 
 
@@ -68,6 +68,18 @@ def _products(attn: nn.MultiheadAttention, x: Tensor) -> tuple[Tensor, Tensor, T
     by_head = joint.unflatten(2, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4)
     query, key, value = by_head.unbind(0)
     return query, key, value
+
+
+def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(width of a head) + mask) v, for each head.
+
+    On a CPU torch's fused function takes 3 to 12 times as long as these products in bfloat16, with its gradient. In
+    float32 it is as fast, and takes less memory.
+    """
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16:
+        return scaled_dot_product_attention(query, key, value, mask)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)
+    return (scores if mask is None else scores + mask).softmax(dim=-1) @ value
 
 
 def _joined(attn: nn.MultiheadAttention, attended: Tensor) -> Tensor:

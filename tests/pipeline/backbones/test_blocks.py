@@ -47,3 +47,19 @@ def test_a_block_with_another_attention_is_left_to_itself() -> None:
     block.attn = Nothing()
     assert not torch.allclose(run_block(block, x), before)
     torch.testing.assert_close(run_block(block, x), block(x))
+
+
+def test_blocks_in_bfloat16_stay_near_float32_and_so_do_their_gradients() -> None:
+    clip = random_clip()
+    block, mask = clip.model.transformer.resblocks[0], clip.model.attn_mask[:7, :7]
+    x = torch.randn(3, 7, 24, generator=torch.Generator().manual_seed(0))
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        block, leaf = block.to(dtype), x.clone().requires_grad_()
+        after, _ = run_causal(block, leaf.to(dtype))
+        masked = run_block(block, leaf.to(dtype), mask)
+        (after.float() * x + masked.float() * x).sum().backward()
+        assert leaf.grad is not None
+        found.append((after.float(), masked.float(), leaf.grad))
+    for full, half in zip(*found, strict=True):
+        assert float((half - full).norm() / full.norm()) < 0.02
