@@ -38,11 +38,7 @@ from patchsae.pipeline.evaluations.masking.bootstrap import bootstrapped
 from patchsae.pipeline.evaluations.masking.conditions import conditions
 from patchsae.pipeline.evaluations.masking.correct import ByImage, Correct
 from patchsae.pipeline.evaluations.masking.effort import masking_effort, masking_scratch
-from patchsae.pipeline.evaluations.masking.refuse import (
-    refuse_other_classes,
-    refuse_several_classes,
-    refuse_uncounted,
-)
+from patchsae.pipeline.evaluations.masking.refuse import refuse_selections, refuse_several_classes
 from patchsae.pipeline.evaluations.masking.settings import MaskingSettings
 from patchsae.pipeline.evaluations.masking.table import (
     Labelling,
@@ -203,14 +199,9 @@ class MaskingStageConfig(Config):
 def _prepare(config: MaskingStageConfig, inputs: Inputs, out: Builder, runtime: Runtime) -> int:
     masking, images, rows = config.masking, inputs["images"], config.rows(inputs)
     refuse_several_classes(images, rows)
-    if chosen := masking.selections_by_class():
-        for i, counted in enumerate(config.counted):
-            refuse_other_classes(
-                class_names_of(images), class_names_of(inputs[numbered("selection_images", i)]), chosen
-            )
-            refuse_uncounted(
-                class_names_of(images), masking.task_classes(images), masking.classes, counted, chosen
-            )
+    there = [class_names_of(inputs[numbered("selection_images", i)]) for i in range(len(config.counted))]
+    task = masking.task_classes(images)
+    refuse_selections(masking, class_names_of(images), there, task, masking.classes, config.counted)
     choose_encoder(inputs, out, runtime.device)
     n_rankings = len(masking.rankings(len(config.counted)))
     with runtime.reporter.bar("masking, rankings", n_rankings, "rankings") as bar:
@@ -257,14 +248,9 @@ def _predict(config: MaskingStageConfig, inputs: Upstreams) -> Prediction:
     images = inputs["images"]
     if images.artifact is not None:
         refuse_several_classes(images.artifact, masking.rows_of(images.artifact, masking.split))
-    if chosen := masking.selections_by_class():
-        here = expected_classes(images)
-        task = expected_task_classes(images, masking.classes)
-        for i, counted in enumerate(config.counted):
-            there = expected_classes(inputs[numbered("selection_images", i)])
-            refuse_other_classes(here, there, chosen)
-            if here is not None and task is not None:
-                refuse_uncounted(here, task, masking.classes, counted, chosen)
+    there = [expected_classes(inputs[numbered("selection_images", i)]) for i in range(n_statistics)]
+    task = expected_task_classes(images, masking.classes)
+    refuse_selections(masking, expected_classes(images), there, task, masking.classes, config.counted)
     known = foresee(masking, masking.split, inputs)
     if known is None:
         return Prediction()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from patchsae.pipeline.evaluations.masking.settings import MaskingSettings
 from patchsae.pipeline.images.tables import Classes, label_sets_of
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.errors import UserError
@@ -19,6 +20,25 @@ def refuse_several_classes(images: Artifact, rows: np.ndarray, evaluation: str =
             f"{evaluation}: {n_several:,} of the {len(rows):,} images are of several classes, and accuracy is counted by "
             "the class of an image; choose a split whose images have one."
         )
+
+
+def refuse_selections(
+    settings: MaskingSettings,
+    here: Sequence[str] | None,
+    there: Sequence[Sequence[str] | None],
+    task: np.ndarray | None,
+    classes: Classes | None,
+    counted: Sequence[Classes | None],
+) -> None:
+    """Raises UserError if latents are selected by classes that one of the statistics does not have or count.
+
+    `here` are the names of the classes, and `there` those of each of the statistics; None where they are not known.
+    """
+    if chosen := settings.selections_by_class():
+        for names, one in zip(there, counted, strict=True):
+            refuse_other_classes(here, names, chosen)
+            if here is not None and task is not None:
+                refuse_uncounted(here, task, classes, one, chosen)
 
 
 def refuse_other_classes(

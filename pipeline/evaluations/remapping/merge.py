@@ -180,7 +180,8 @@ def _change_columns(results: ClassResults, task: Task) -> Row:
             "change_explained": 1 - left_over / total,
             "change_left_over": left_over / total,
             "change_reconstructed": reconstructed / total,
-            "change_in_span": in_span / total,
+            # Rounding may take the projection of what is all inside the span above it.
+            "change_in_span": min(1.0, in_span / total),
         }
     return found
 
