@@ -277,7 +277,8 @@ def _predict(config: AdaptStageConfig, inputs: Upstreams) -> Prediction:
     if adapter.adapts_images or "features" not in inputs:
         passes = _PASSES if adapter.adapts_images else 1
         effort += image_amounts(config.backbone, inputs["weights"], passes * n_passes, heads=True) or []
-    effort += text_amounts(config.backbone, inputs["weights"], _PASSES * recipe.n_steps * n_classes)
+    if texts := adapter.texts_per_step(n_classes, len(config.templates)):
+        effort += text_amounts(config.backbone, inputs["weights"], _PASSES * recipe.n_steps * texts)
     n_bytes = MANIFEST_BYTES + expected_bytes(ADAPTER_TRAINING, min(recipe.n_steps, _ROWS), _BYTES_PER_ROW)
     return Prediction({"n_images": n_images}, n_bytes, 0, effort, recipe.n_steps)
 

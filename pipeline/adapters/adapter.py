@@ -148,6 +148,10 @@ class AdapterConfig(Config):
         """
         base.check_classes(names, templates)
 
+    def texts_per_step(self, n_classes: int, n_templates: int) -> float:
+        """How many texts of full length the text tower reads in a step of training, for predictions of time."""
+        return 0
+
     def adapted(self, outline: Outline) -> Outline:
         """The outline of the adapted backbone."""
         return outline

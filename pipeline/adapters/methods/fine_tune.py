@@ -53,6 +53,9 @@ class FineTuneConfig(AdapterConfig):
                 "fine_tune", f"`blocks` is {self.blocks}, and the image tower has {outline.n_blocks}"
             )
 
+    def texts_per_step(self, n_classes: int, n_templates: int) -> float:
+        return n_classes * n_templates if self.text_blocks else 0
+
     def begin(self, backbone: Backbone, task: Task, generator: torch.Generator) -> Adapter:
         return FineTune(self, backbone, task)
 

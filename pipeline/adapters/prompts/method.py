@@ -24,6 +24,10 @@ from patchsae.storage.errors import UserError
 Shapes = dict[str, tuple[int, ...]]
 
 
+# Of CLIP's 77 tokens, about four are the class's own; see `LearnedContext`.
+_SHARE_OF_TEXT = 0.1
+
+
 class PromptConfig(AdapterConfig):
     """Base of the methods that learn prompts. A subclass has `image_prompts` or `text_prompts`, or both.
 
@@ -113,6 +117,9 @@ class PromptConfig(AdapterConfig):
         else:
             words = self.words()
             base.check_classes(names, ["{}." if words is None else f"{words} {{}}."])
+
+    def texts_per_step(self, n_classes: int, n_templates: int) -> float:
+        return 0 if self.text_prompts() is None else _SHARE_OF_TEXT * n_classes
 
     def adapted(self, outline: Outline) -> Outline:
         size = self.image_prompts()

@@ -12,7 +12,9 @@ from torch.nn.functional import cross_entropy, kl_div, l1_loss, log_softmax, nor
 from benchmarks.adapt import PlainMaple
 from patchsae.pipeline.adapters.adapter import AdapterConfig, Batch, Task
 from patchsae.pipeline.adapters.methods.coop import CoopConfig
+from patchsae.pipeline.adapters.methods.fine_tune import FineTuneConfig
 from patchsae.pipeline.adapters.methods.ivlp import IvlpConfig
+from patchsae.pipeline.adapters.methods.lora import LoraConfig
 from patchsae.pipeline.adapters.methods.maple import MapleConfig
 from patchsae.pipeline.adapters.methods.promptsrc import PromptsrcConfig
 from patchsae.pipeline.adapters.methods.vpt import VptConfig
@@ -340,3 +342,10 @@ def test_a_plan_refuses_a_context_whose_words_the_backbone_does_not_know() -> No
         MapleConfig(**ENTRY, depth=2, context="a sketch of a").check_classes(base, ["circle"], [])
     with pytest.raises(UserError, match="does not know the word 'dog'"):
         CoopConfig(**ENTRY).check_classes(base, ["circle", "dog"], [])
+
+
+def test_a_prediction_counts_texts_only_where_the_text_tower_is_run() -> None:
+    counts = {kind: kind(**ENTRY).texts_per_step(100, 3) for kind in (MapleConfig, CoopConfig, VptConfig)}
+    assert 0 < counts[MapleConfig] == counts[CoopConfig] < 100 and counts[VptConfig] == 0
+    assert LoraConfig(**ENTRY).texts_per_step(100, 3) == 0
+    assert FineTuneConfig(**ENTRY).texts_per_step(100, 3) == 300
