@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from patchsae.pipeline.adapters.adapter import AdapterConfig
 from patchsae.pipeline.backbones.backbone import BackboneConfig, ExtractConfig
@@ -117,9 +116,10 @@ def _type(kind: Any) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    if field.default is PydanticUndefined:
+    if field.is_required():
         return "required"
-    if isinstance(field.default, Config):
+    # Settings of another config, which are made anew where they depend on more than constants.
+    if field.default_factory is not None or isinstance(field.default, Config):
         return "defaults"
     if isinstance(field.default, tuple):
         return "`[" + ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in field.default) + "]`"
