@@ -22,6 +22,7 @@ from docs.api_reference import reference
 from patchsae import pipeline
 from patchsae.pipeline.adapters.adapt import ADAPTER_TRAINING
 from patchsae.pipeline.core.config import Config
+from patchsae.pipeline.evaluations.adaptation.tables import ADAPTATION, ADAPTATION_SEEDS
 from patchsae.pipeline.evaluations.kinds.frontier import FRONTIER
 from patchsae.pipeline.evaluations.masking.table import masking_schema
 from patchsae.pipeline.evaluations.matching.tables import MATCHING, MATCHING_LATENTS
@@ -64,6 +65,7 @@ TABLES: dict[str, tuple[TableSchema, ...]] = {
     "frontier": (FRONTIER,),
     "remapping": REMAPPING_TABLES,
     "matching": (MATCHING, MATCHING_LATENTS),
+    "adaptation": (ADAPTATION, ADAPTATION_SEEDS),
 }
 """Stage -> the tables it writes."""
 EXPERIMENT = """
@@ -79,6 +81,7 @@ evaluations:
   frontier: {kind: frontier}
   remapping: {kind: remapping, before: statistics, after: statistics}
   matching: {kind: matching, first: sae, second: sae}
+  adaptation: {kind: adaptation, sae: sae}
 """
 """An experiment in which every table is written once."""
 NOTICE = "<!-- Written by docs/generate.py from the code; do not edit. -->"
@@ -180,7 +183,7 @@ def one_table(
     stage: str, schema: TableSchema, catalog: Catalog, sentences: Mapping[tuple[str, str], str]
 ) -> list[str]:
     """The section of a table."""
-    [artifact] = catalog.artifacts[schema.name]
+    artifact, *_ = catalog.artifacts[schema.name]
     stored = pq.read_schema(artifact.table_files(schema.name)[0])
     seen = catalog.scan(schema.name).collect_schema()
     added = [name for name in seen if name not in stored.names]

@@ -7,6 +7,7 @@ import os
 # Two processes of two OpenMP threads each on two cores spin at each other's barriers, ten times slower than one.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -60,6 +61,20 @@ def small_store(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path)
     folder = tmp_path_factory.mktemp("small")
     store = Store(folder / "store")
     process = small_run.start(store, tiny_checkpoint, small_run.ADDRESSES["masking"], folder / "marker")
+    process.join()
+    assert process.exitcode == 0
+    return store
+
+
+@pytest.fixture(scope="session")
+def adapted_store(
+    small_store: Store, tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path
+) -> Store:
+    """The small store, in which `small_run.ADAPTED` is done too. Read only."""
+    folder = tmp_path_factory.mktemp("adapted")
+    store = Store(shutil.copytree(small_store.root, folder / "store"))
+    address = small_run.ADAPTED_ADDRESSES["adaptation"]
+    process = small_run.start(store, tiny_checkpoint, address, folder / "marker", small_run.ADAPTED)
     process.join()
     assert process.exitcode == 0
     return store

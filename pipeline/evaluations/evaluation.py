@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Protocol
 import numpy as np
 from pydantic import Field
 
+from patchsae.pipeline.adapters.adapter import AdapterConfig
 from patchsae.pipeline.backbones.backbone import BackboneWiring
 from patchsae.pipeline.classification.classifier import Prompts
 from patchsae.pipeline.core.config import Config, HashedUnless, OptionalBackboneName, OptionalDatasetName
@@ -36,7 +37,15 @@ class Wiring(BackboneWiring, Protocol):
         """The names of all SAEs, in the order of the experiment."""
         ...
 
-    def evaluation(self, name: str) -> EvaluationConfig: ...
+    def adapter(self, name: str) -> AdapterConfig: ...
+
+    def adapter_names(self) -> Sequence[str]:
+        """The names of all adapters, in the order of the experiment."""
+        ...
+
+    def evaluation(self, name: str) -> EvaluationConfig:
+        """The config of an evaluation of the experiment, or of one that was added."""
+        ...
 
     def index(self, dataset: str) -> str: ...
 

@@ -33,6 +33,7 @@ class Dag:
     evaluations: Mapping[str, EvaluationConfig]
     adapters: Mapping[str, AdapterConfig] = field(default_factory=dict)
     nodes: dict[str, Node] = field(default_factory=dict)
+    _added: dict[str, EvaluationConfig] = field(default_factory=dict)
     _resolving: list[str] = field(default_factory=list)
 
     def _add(self, node: Node) -> str:
@@ -52,8 +53,11 @@ class Dag:
     def sae_names(self) -> Sequence[str]:
         return list(self.saes)
 
+    def adapter_names(self) -> Sequence[str]:
+        return list(self.adapters)
+
     def evaluation(self, name: str) -> EvaluationConfig:
-        return self.evaluations[name]
+        return self.evaluations[name] if name in self.evaluations else self._added[name]
 
     def adapter(self, name: str) -> AdapterConfig:
         return self.adapters[name]
@@ -185,9 +189,11 @@ class Dag:
         return self._add(Node(STAGES[config.stage], sae, config, inputs, names, ("saes", sae)))
 
     def evaluate(self, name: str) -> str:
-        return self._evaluate(name, self.evaluation(name), ("evaluations", name))
+        source = ("evaluations", name) if name in self.evaluations else ()
+        return self._evaluate(name, self.evaluation(name), source)
 
     def add_evaluation(self, name: str, config: EvaluationConfig) -> str:
+        self._added[name] = config
         return self._evaluate(name, config, ())
 
     def _evaluate(self, name: str, config: EvaluationConfig, source: tuple[str, ...]) -> str:

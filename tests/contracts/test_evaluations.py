@@ -18,7 +18,7 @@ from patchsae.pipeline.experiment.request import work_on
 from patchsae.pipeline.experiment.run import run
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.store import Store
-from tests.support.small_run import EXPERIMENT
+from tests.support.small_run import ADAPTED_ADDRESSES, EXPERIMENT
 
 KINDS = registry.variants(evaluations, EvaluationConfig)
 
@@ -35,8 +35,13 @@ def test_its_stage_has_its_name(kind: str) -> None:
 
 
 @pytest.fixture
-def artifact(kind: str, small_store: Store, tiny_checkpoint: Path, tmp_path: Path) -> Artifact:
+def artifact(
+    kind: str, small_store: Store, tiny_checkpoint: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> Artifact:
     """What an evaluation of the kind makes of the small experiment, with the settings it has by itself."""
+    if kind in ADAPTED_ADDRESSES:
+        adapted: Store = request.getfixturevalue("adapted_store")
+        return adapted.committed(kind)[0]
     found = small_store.committed(kind)
     if not found:
         names = {"datasets": "digits", "saes": "relu", "evaluations": "statistics"}

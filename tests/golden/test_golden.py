@@ -24,7 +24,7 @@ from patchsae.storage.activations import Activations, to_float32
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.keys import digest_json
 from patchsae.storage.store import Store
-from tests.support.small_run import ADDRESSES
+from tests.support.small_run import ADAPTED_ADDRESSES, ADDRESSES
 
 FOLDER = Path(__file__).parent
 
@@ -58,9 +58,10 @@ def values_of(artifact: Artifact) -> tuple[dict[str, Any], dict[str, np.ndarray]
     return exact, floats
 
 
-@pytest.mark.parametrize("stage", ADDRESSES)
-def test_the_same_version_makes_the_same_values(stage: str, small_store: Store) -> None:
-    [artifact] = small_store.committed(stage)
+@pytest.mark.parametrize("stage", [*ADDRESSES, *ADAPTED_ADDRESSES])
+def test_the_same_version_makes_the_same_values(stage: str, request: pytest.FixtureRequest) -> None:
+    store: Store = request.getfixturevalue("small_store" if stage in ADDRESSES else "adapted_store")
+    [artifact] = store.committed(stage)
     exact, floats = values_of(artifact)
     path, arrays = FOLDER / f"{stage}.json", FOLDER / f"{stage}.npz"
     if os.environ.get("PATCHSAE_GOLDEN") == "write":

@@ -13,7 +13,15 @@ import pytest
 from patchsae.pipeline.experiment.experiment import parse
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.store import Store
-from tests.support.small_run import ADDRESSES, SWEEP, SWEEP_ADDRESS, start
+from tests.support.small_run import (
+    ADAPTED,
+    ADAPTED_ADDRESSES,
+    ADDRESSES,
+    EXPERIMENT,
+    SWEEP,
+    SWEEP_ADDRESS,
+    start,
+)
 
 
 def only_artifact(store: Store, stage: str) -> Artifact:
@@ -22,12 +30,12 @@ def only_artifact(store: Store, stage: str) -> Artifact:
     return artifacts[0]
 
 
-def n_writes(store: Store, small_store: Store, stage: str, checkpoint: Path) -> int:
+def n_writes(store: Store, done: Store, stage: str, checkpoint: Path, address: str, experiment: str) -> int:
     """How many durable writes a stage takes from the start."""
-    shutil.copytree(small_store.root, store.root)
+    shutil.copytree(done.root, store.root)
     store.discard(only_artifact(store, stage))
     marker = store.root.with_name("counting")
-    start(store, checkpoint, ADDRESSES[stage], marker).join()
+    start(store, checkpoint, address, marker, experiment).join()
     return int(marker.read_text())
 
 
@@ -42,20 +50,25 @@ def kills(n_writes: int) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ADDRESSES)
+@pytest.mark.parametrize("stage", [*ADDRESSES, *ADAPTED_ADDRESSES])
 def test_killed_and_run_again_is_byte_identical(
-    stage: str, small_store: Store, tiny_checkpoint: Path, tmp_path: Path
+    stage: str, request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    expected = only_artifact(small_store, stage)
+    is_adapted = stage in ADAPTED_ADDRESSES
+    done: Store = request.getfixturevalue("adapted_store" if is_adapted else "small_store")
+    address = ADAPTED_ADDRESSES[stage] if is_adapted else ADDRESSES[stage]
+    experiment = ADAPTED if is_adapted else EXPERIMENT
+    expected = only_artifact(done, stage)
     store = Store(tmp_path / "a store")
-    shutil.copytree(small_store.root, store.root)
+    shutil.copytree(done.root, store.root)
     store.discard(only_artifact(store, stage))
-    for at in kills(n_writes(Store(tmp_path / "counted"), small_store, stage, tiny_checkpoint)):
-        process = start(store, tiny_checkpoint, ADDRESSES[stage], tmp_path / "marker", at=at)
+    counted = Store(tmp_path / "counted")
+    for at in kills(n_writes(counted, done, stage, tiny_checkpoint, address, experiment)):
+        process = start(store, tiny_checkpoint, address, tmp_path / "marker", experiment, at=at)
         process.join()
         assert process.exitcode == -signal.SIGKILL, at
         assert not list(store.root.glob(f"{stage}/*/manifest.json")) or store.committed(stage)
-    process = start(store, tiny_checkpoint, ADDRESSES[stage], tmp_path / "marker")
+    process = start(store, tiny_checkpoint, address, tmp_path / "marker", experiment)
     process.join()
     assert process.exitcode == 0
     found = only_artifact(store, stage)

@@ -22,8 +22,6 @@ datasets:
   digits: {{kind: digits}}
 backbones:
   tiny: {{kind: open_clip, model: patchsae-tiny, checkpoint: {checkpoint!r}}}
-adapters:
-  probe: {{kind: linear_probe, backbone: tiny, dataset: digits, shots: 16, views: 2, batch_size: 32, epochs: 30}}
 saes:
   relu: {{kind: relu_l1, dataset: digits, backbone: tiny, n_latents: 512, batch_size: 1024, n_steps: 300}}
 evaluations:
@@ -50,9 +48,6 @@ SWEEP_ADDRESS = "train/sweep-k4"
 ADDRESSES = {
     "index": "index/digits",
     "extract": "extract/digits-tiny",
-    "few_shot": "few_shot/digits-16-seed1",
-    "features": "features/digits-16-seed1-tiny-views2",
-    "adapt": "adapt/probe",
     "train": "train/relu",
     "statistics": "statistics/statistics",
     "reconstruction": "reconstruction/relu-test",
@@ -60,6 +55,26 @@ ADDRESSES = {
     "remapping": "remapping/remapping",
     "matching": "matching/matching",
     "masking": "masking/masking",
+}
+ADAPTED = """
+name: small-adapted
+datasets:
+  digits: {{kind: digits}}
+backbones:
+  tiny: {{kind: open_clip, model: patchsae-tiny, checkpoint: {checkpoint!r}}}
+adapters:
+  probe: {{kind: linear_probe, backbone: tiny, dataset: digits, shots: 16, views: 2, batch_size: 32, epochs: 30}}
+saes:
+  relu: {{kind: relu_l1, dataset: digits, backbone: tiny, n_latents: 512, batch_size: 1024, n_steps: 300}}
+evaluations:
+  adaptation: {{kind: adaptation, sae: relu, tau: 0.01, taus: [0.02], ks: [5, all], n_bootstrap: 20}}
+"""
+"""What is done beside `EXPERIMENT`, with the same SAE, so that both fit into one store."""
+ADAPTED_ADDRESSES = {
+    "few_shot": "few_shot/digits-16-seed1",
+    "features": "features/digits-16-seed1-tiny-views2",
+    "adapt": "adapt/probe",
+    "adaptation": "adaptation/adaptation",
 }
 MODELS = Path(__file__).parents[1] / "data" / "models"
 

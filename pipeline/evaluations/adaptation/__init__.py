@@ -1,0 +1,1 @@
+"""The members, the seeds and the tables of the evaluation `adaptation`."""
