@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fnmatch
 from typing import Any
 
 import pytest
 
 from patchsae.pipeline.core.graph import Node
+from patchsae.pipeline.evaluations.kinds.adaptation import AdaptationConfig
 from patchsae.pipeline.evaluations.kinds.masking import MaskingConfig
 from patchsae.pipeline.evaluations.kinds.remapping import RemappingConfig
 from patchsae.pipeline.evaluations.kinds.statistics import StatisticsConfig
@@ -133,3 +135,16 @@ def test_they_have_the_sae_of_the_imagenet_preset(preset: str) -> None:
     sae = experiment.saes["all-11" if preset == "paper-table2" else "relu"]
     alike = load("imagenet-vit-b16").saes["relu"]
     assert sae.key_config() == alike.key_config()
+
+
+def test_table_1_has_three_seeds_of_every_dataset() -> None:
+    experiment = load("paper-table1")
+    # docs/cluster.md runs each of them alone.
+    assert sorted(experiment.evaluations) == sorted(DATASETS)
+    for dataset, config in experiment.evaluations.items():
+        assert isinstance(config, AdaptationConfig)
+        [pattern] = config.adapters
+        adapters = [experiment.adapters[name] for name in fnmatch.filter(experiment.adapters, pattern)]
+        assert [(one.dataset, one.seed, one.classes) for one in adapters] == [
+            (dataset, seed, "base") for seed in (1, 2, 3)
+        ]

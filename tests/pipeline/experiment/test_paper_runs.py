@@ -28,12 +28,12 @@ def test_a_dataset_of_table_1_is_run_alone_and_compared(
         f"backbones.clip={clip}",
         *("adapt.shots=2", "adapt.depth=1", "adapt.epochs=1"),
         *("train.batch_size=4", "train.n_steps=5", "train.expansion=4"),
-        *("remapping.upper=2", "remapping.lower=4", "remapping.bounds=[]", "remapping.n_bootstrap=10"),
+        *("adaptation.upper=2", "adaptation.lower=4", "adaptation.bounds=[]", "adaptation.n_bootstrap=10"),
+        *("adaptation.taus=[]", "adaptation/eurosat.adapters=[maple-eurosat-seed1, maple-eurosat-seed2]"),
     ]
     experiment = load("paper-table1", overrides)
     store = Store(tmp_path / "store")
-    addresses = [f"remapping/eurosat-seed{seed}" for seed in (1, 2)]
-    work = work_on(store, experiment, up_to=addresses)
+    work = work_on(store, experiment, up_to=["adaptation/eurosat"])
     # The other datasets are not there.
     check_can_run(work)
     run(work, Runtime())
