@@ -9,23 +9,14 @@ from unittest import mock
 
 import pyarrow as pa
 
+from patchsae.pipeline.evaluations.kinds.adaptation import ADAPTATION
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.keys import artifact_key
 from patchsae.storage.records import ExperimentRecord, RecordedNode
 from patchsae.storage.store import Store
-from patchsae.storage.tables import Column, TableSchema
+from patchsae.storage.tables import TableSchema
 
-_TEXTS = ("adapter", "kind", "dataset", "classes")
-_NUMBERS = ("accuracy_before", "accuracy_after", "high", "high_to_low", "low_to_high")
-ADAPTATION = TableSchema(
-    "adaptation",
-    "The columns of the real table that are compared.",
-    (
-        *(Column(name, pa.string(), name) for name in _TEXTS),
-        Column("seed", pa.int64(), "seed"),
-        *(Column(name, pa.float64(), name) for name in _NUMBERS),
-    ),
-)
+_EMPTY = {column.name: "" if column.type == pa.string() else 0 for column in ADAPTATION.columns}
 CLIP = {
     "kind": "open_clip",
     "model": "ViT-B-16-quickgelu",
@@ -53,13 +44,13 @@ def commit_adaptation(
 ) -> Artifact:
     """Commits an artifact with a row per adapter and classes, and records its experiment.
 
-    `values` maps (adapter, classes) to some of the numbers; the others are 0.
+    `values` maps (adapter, classes) to some of the columns; the others are 0 or empty.
     """
     rows: list[dict[str, Any]] = []
     for (of, classes), numbers in values.items():
         one = adapters[of]
         about = {"adapter": of, "classes": classes, **{key: one[key] for key in ("kind", "dataset", "seed")}}
-        rows.append({**dict.fromkeys(_NUMBERS, 0.0), **about, **numbers})
+        rows.append({**_EMPTY, **about, **numbers})
     config = {"experiment": name, "started": started, "tau": (evaluation or {}).get("tau")}
     artifact = commit(store, "adaptation", config, ADAPTATION, rows, started)
     nodes = {"adaptation/all": RecordedNode("adaptation", artifact.key, {"sae": "relu", "evaluation": "all"})}
