@@ -156,7 +156,7 @@ class OpenStore:
 
         `experiment` is needed if several experiments have different SAEs of that name; earlier versions of an
         experiment are looked at only if it names them. `evaluation` is needed if several evaluations of kind
-        `statistics` were made of the SAE. Raises UserError if no experiment has the SAE, if it has not been
+        `statistics` were made of the SAE with its own backbone. Raises UserError if no experiment has the SAE, if it has not been
         built, or if several experiments have different ones.
         """
         found = []
@@ -253,9 +253,11 @@ class OpenSae:
     def statistics(self) -> Artifact:
         """The artifact of the evaluation `statistics` of this SAE, which has the tables per latent.
 
-        Raises UserError if there is none, or if there are several and `evaluation` names none of them.
+        If `evaluation` names none, it is the one on the activations of the SAE's own backbone. Raises UserError if
+        there is none, or if there are several of these.
         """
         made: dict[str, str] = {}
+        own: dict[str, str] = {}
         for place in self.places:
             for address, node in place.record.nodes.items():
                 name = node.names.get("evaluation", address)
@@ -266,6 +268,9 @@ class OpenSae:
                     and self.store.at(node.stage, node.key).manifest.inputs["sae"] == self.artifact.key
                 ):
                     made.setdefault(node.key, f"{place.experiment}: {name}")
+                    if node.names.get("backbone") == place.node.names.get("backbone"):
+                        own.setdefault(node.key, made[node.key])
+        made = own or made
         if not made:
             named = f" named {self.evaluation}" if self.evaluation else ""
             raise UserError(
