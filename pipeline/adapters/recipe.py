@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -46,12 +47,8 @@ class Recipe:
         return step + 1 == self.n_steps or (step + 1) % self.steps_per_epoch == 0
 
     def order(self, epoch: int) -> np.ndarray:
-        """The order of the images in an epoch: a permutation, int64 [n_images].
-
-        It is that of raw numbers from PCG64, whose stream NumPy guarantees.
-        """
-        source = np.random.PCG64(np.random.SeedSequence((self.config.seed, epoch)))
-        return np.argsort(source.random_raw(self.n_images), kind="stable")
+        """The order of the images in an epoch: a permutation, int64 [n_images]."""
+        return _order(self.config.seed, epoch, self.n_images)
 
     def images(self, step: int) -> np.ndarray:
         """The positions, among the drawn images, of the images of a step: int64 [B]."""
@@ -86,6 +83,13 @@ class Recipe:
         return torch.optim.SGD(
             groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
+
+
+@lru_cache(maxsize=1)
+def _order(seed: int, epoch: int, n_images: int) -> np.ndarray:
+    """The order of raw numbers from PCG64, whose stream NumPy guarantees. Every step of an epoch asks for it."""
+    source = np.random.PCG64(np.random.SeedSequence((seed, epoch)))
+    return np.argsort(source.random_raw(n_images), kind="stable")
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

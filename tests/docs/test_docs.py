@@ -32,6 +32,8 @@ datasets:
 backbones:
   clip: {kind: shapes_clip}
   early: {kind: shapes_clip, extract: {hook_block: 1}}
+adapters:
+  probe: {kind: linear_probe, backbone: clip, dataset: shapes, shots: null, views: 0, epochs: 2}
 saes:
   relu: {kind: relu_l1, n_latents: 48, batch_size: 128, n_steps: 5, dataset: shapes, backbone: clip}
   other: {kind: topk, k: 4, n_latents: 48, batch_size: 128, n_steps: 5, dataset: digits, backbone: clip}
@@ -45,6 +47,7 @@ evaluations:
   early: {kind: statistics, sae: relu, backbone: early}
   grid: {kind: masking, statistics: [statistics, early], ks: [1], n_random: 1, attributes: []}
   remapping: {kind: remapping, before: statistics, after: early, n_bootstrap: 0}
+  adaptation: {kind: adaptation, sae: relu, taus: [], ks: [all], n_bootstrap: 0}
 """
 
 
