@@ -68,6 +68,24 @@ class Adapter(Protocol):
         ...
 
 
+class Stateless:
+    """The part of `Adapter` of methods that keep nothing beside their parameters, and save these."""
+
+    parameters: Mapping[str, Tensor]
+
+    def end_epoch(self, epoch: int, n_epochs: int) -> None:
+        pass
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        pass
+
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(self.parameters)
+
+
 class AdapterConfig(Config):
     """Base of adapter configs. A subclass adds `kind: Literal[...] = ...`, its own fields, `begin` and `apply`.
 

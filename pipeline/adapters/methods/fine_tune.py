@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from patchsae.pipeline.adapters.adapter import Adapter, AdapterConfig, Batch, Task, cannot_adapt
+from patchsae.pipeline.adapters.adapter import Adapter, AdapterConfig, Batch, Stateless, Task, cannot_adapt
 from patchsae.pipeline.backbones.backbone import Backbone, Outline
 from patchsae.pipeline.backbones.towers.clip import prompts_of
 
@@ -68,7 +68,7 @@ class FineTuneConfig(AdapterConfig):
         return backbone
 
 
-class FineTune:
+class FineTune(Stateless):
     """Implements `Adapter`."""
 
     def __init__(self, config: FineTuneConfig, backbone: Any, task: Task) -> None:
@@ -82,7 +82,7 @@ class FineTune:
         if config.text_blocks:
             trained.append(("", model.transformer.resblocks, config.text_blocks))
         parameters: dict[str, Tensor] = {}
-        self.parameters: Mapping[str, Tensor] = parameters
+        self.parameters = parameters
         for tower, blocks, n_last in trained:
             first = max(0, len(blocks) - n_last)
             for number in range(first, len(blocks)):
@@ -101,15 +101,3 @@ class FineTune:
             return self.embeddings
         unit = normalize(self.backbone.encode_text(self.texts), dim=-1)
         return normalize(unit.view(self.n_classes, -1, unit.shape[1]).mean(dim=1), dim=-1)
-
-    def end_epoch(self, epoch: int, n_epochs: int) -> None:
-        pass
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        pass
-
-    def tensors(self) -> dict[str, Tensor]:
-        return dict(self.parameters)

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from patchsae.pipeline.adapters.adapter import Adapter, AdapterConfig, Batch, Task
+from patchsae.pipeline.adapters.adapter import Adapter, AdapterConfig, Batch, Stateless, Task
 from patchsae.pipeline.adapters.learned_classes import LearnedClasses, tensors_of
 from patchsae.pipeline.backbones.backbone import Backbone
 
@@ -38,28 +38,19 @@ class LinearProbeConfig(AdapterConfig):
         return LearnedClasses(backbone, tensors)
 
 
-class LinearProbe:
+class LinearProbe(Stateless):
     """Implements `Adapter`. Both the features and the rows of the classifier are scaled to length 1."""
 
     def __init__(self, task: Task, logit_scale: float) -> None:
         self.class_names = task.class_names
         self.logit_scale = logit_scale
         weight = task.embeddings.detach().float().clone().requires_grad_()
-        self.parameters: Mapping[str, Tensor] = {"class_embeddings": weight}
+        self.parameters = {"class_embeddings": weight}
 
     def loss(self, batch: Batch) -> Tensor:
         assert batch.features is not None
         rows = normalize(self.parameters["class_embeddings"], dim=-1)
         return cross_entropy(self.logit_scale * batch.features @ rows.T, batch.labels)
-
-    def end_epoch(self, epoch: int, n_epochs: int) -> None:
-        pass
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        pass
 
     def tensors(self) -> dict[str, Tensor]:
         return tensors_of(self.class_names, self.parameters["class_embeddings"])

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout, linear, normalize, scaled_dot_product_attention
 
-from patchsae.pipeline.adapters.adapter import Adapter, AdapterConfig, Batch, Task, cannot_adapt
+from patchsae.pipeline.adapters.adapter import Adapter, AdapterConfig, Batch, Stateless, Task, cannot_adapt
 from patchsae.pipeline.backbones.backbone import Backbone, Outline
 
 _PRODUCTS = ("q", "k", "v")
@@ -102,14 +102,14 @@ class LoraAttention(nn.Module):
         return linear(attended, layer.out_proj.weight, layer.out_proj.bias), None
 
 
-class Lora:
+class Lora(Stateless):
     """Implements `Adapter`. A begins with Kaiming-uniform numbers and B with zeros, so that nothing changes at first."""
 
     def __init__(self, config: LoraConfig, backbone: Any, task: Task, generator: torch.Generator) -> None:
         self.backbone: Backbone = backbone
         self.embeddings = task.embeddings
         parameters: dict[str, Tensor] = {}
-        self.parameters: Mapping[str, Tensor] = parameters
+        self.parameters = parameters
         for number, block in enumerate(backbone.blocks):
             changes = {}
             for product in _PRODUCTS:
@@ -128,15 +128,3 @@ class Lora:
         assert batch.images is not None
         features = normalize(self.backbone.tail(self.backbone.head(batch.images)), dim=-1)
         return cross_entropy(self.backbone.logit_scale * features @ self.embeddings.T, batch.labels)
-
-    def end_epoch(self, epoch: int, n_epochs: int) -> None:
-        pass
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        pass
-
-    def tensors(self) -> dict[str, Tensor]:
-        return dict(self.parameters)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from patchsae.pipeline.adapters.adapter import Batch, Task
+from patchsae.pipeline.adapters.adapter import Batch, Stateless, Task
 from patchsae.pipeline.adapters.prompts.images import image_features
 from patchsae.pipeline.adapters.prompts.texts import LearnedContext
 from patchsae.pipeline.adapters.prompts.vectors import PromptVectors
@@ -19,7 +19,7 @@ from patchsae.pipeline.backbones.towers.clip import CutClip
 from patchsae.pipeline.backbones.towers.vit import ClipVit
 
 
-class PromptAdapter:
+class PromptAdapter(Stateless):
     """Implements `Adapter`. A tower without prompts is not run: its outputs come with the task or the batch."""
 
     def __init__(
@@ -67,15 +67,3 @@ class PromptAdapter:
 
     def float32_loss(self, batch: Batch) -> Tensor:
         return cross_entropy(self.logits(batch), batch.labels)
-
-    def end_epoch(self, epoch: int, n_epochs: int) -> None:
-        """Nothing is done between epochs."""
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """There is nothing to take up."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().cpu().clone() for name, tensor in self.parameters.items()}
