@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -23,6 +24,7 @@ SMALL = (
     "adaptation.adapters=['tuned-dataset[cd]*-seed1']",
     "adaptation.n_bootstrap=20",
 )
+FIGURES = Path(__file__).parents[3] / "docs" / "figures"
 KEPT = ("tuned-datasetcolours-seed1", "tuned-datasetdigits-seed1")
 
 
@@ -65,3 +67,13 @@ def test_groups_and_changes_are_those_of_both_tasks(found: pl.DataFrame) -> None
     for task in ("colours", "digits"):
         one = row(found, task, "base")
         assert one["high"] * one["n_classes"] == pytest.approx(one["high_per_class"] * one["n_group"])
+
+
+def test_the_figure_shows_every_task_and_method_of_the_preset() -> None:
+    experiment = load("adaptation")
+    # Matplotlib, with which it is drawn, is not installed.
+    figure = (FIGURES / "adaptation.py").read_text()
+    kinds = {config.kind for config in experiment.adapters.values()}  # type: ignore[attr-defined]
+    assert all(f'"{name}": ' in figure for name in {*kinds, *experiment.datasets} - {"world"})
+    assert {config.seed for config in experiment.adapters.values()} == {1, 2, 3}
+    assert (FIGURES / "adaptation.png").is_file()
