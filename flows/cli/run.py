@@ -21,6 +21,8 @@ from patchsae.pipeline.experiment.request import check_can_run, check_not_blocke
 from patchsae.pipeline.experiment.run import remember, tidy
 from patchsae.storage.atomic import explaining_full_disk
 
+# Of the stages to do, the first so many are named; `patchsae plan` lists all.
+_SHOWN = 12
 # The command line shows progress bars and errors itself, so Prefect prints nothing. A worker prints its log.
 _QUIET = {
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
@@ -78,8 +80,9 @@ def launch(
     check_can_run(work)
     certain = [address for address, item in work.to_write().items() if is_certain(item)]
     n_others = len(to_do) - len(certain)
+    first = ", ".join([*certain[:_SHOWN], *(["..."] if len(certain) > _SHOWN else [])])
     say(
-        f"{work.record}: {len(certain)} of {len(work.wanted)} stages to do ({', '.join(certain)}) in {work.store.root}"
+        f"{work.record}: {len(certain)} of {len(work.wanted)} stages to do ({first}) in {work.store.root}"
         + (f", and {n_others} more if they find changes" if n_others else "")
     )
     for name, value in _QUIET.items():
