@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from patchsae.flows.cli import completion
-from patchsae.flows.cli.options import JsonOption, RecordOption, StoreOption
+from patchsae.flows.cli.options import (
+    JsonOption,
+    RecordOption,
+    RowsFormatOption,
+    RowsOutputOption,
+    StoreOption,
+)
 from patchsae.flows.cli.screen import result
 
 if TYPE_CHECKING:
@@ -41,17 +46,8 @@ def query(
     sql: Annotated[str, typer.Argument(metavar="SQL", help="A query in Polars SQL.")],
     store: StoreOption = "./store",
     experiment: RecordOption = None,
-    style: Annotated[
-        Literal["table", "csv", "json", "jsonl", "parquet"] | None,
-        typer.Option("--format", help="Format of the rows.  [default: told by --output, else table]"),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write to this file: .csv, .json, .jsonl or .ndjson, .parquet, .txt (a table).",
-        ),
-    ] = None,
+    style: RowsFormatOption = None,
+    output: RowsOutputOption = None,
 ) -> None:
     """Query the tables of a store in SQL, and the table `artifacts`, which lists its artifacts.
 

@@ -7,7 +7,8 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -52,6 +53,18 @@ OnlyOption = Annotated[
         metavar="STAGE",
         help="Run only this stage (`train`, `train/relu`). May be repeated.",
         autocompletion=completion.addresses,
+    ),
+]
+RowsFormatOption = Annotated[
+    Literal["table", "csv", "json", "jsonl", "parquet"] | None,
+    typer.Option("--format", help="Format of the rows.  [default: told by --output, else table]"),
+]
+RowsOutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        metavar="FILE",
+        help="Write to this file: .csv, .json, .jsonl or .ndjson, .parquet, .txt (a table).",
     ),
 ]
 UpToOption = Annotated[

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from patchsae.flows.cli.commands import FAILED
-from patchsae.flows.cli.options import RecordOption, StoreOption
+from patchsae.flows.cli.options import RecordOption, RowsFormatOption, RowsOutputOption, StoreOption
 from patchsae.flows.cli.screen import result, say
 
 if TYPE_CHECKING:
@@ -44,17 +43,8 @@ def compare_paper(
         PublishedTable | None, typer.Option("--table", help="Only this published table.  [default: all]")
     ] = None,
     seeds: Annotated[bool, typer.Option("--seeds", help="Show a row per seed too.")] = False,
-    style: Annotated[
-        Literal["table", "csv", "json", "jsonl", "parquet"] | None,
-        typer.Option("--format", help="Format of the rows.  [default: told by --output, else table]"),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write to this file: .csv, .json, .jsonl or .ndjson, .parquet, .txt (a table).",
-        ),
-    ] = None,
+    style: RowsFormatOption = None,
+    output: RowsOutputOption = None,
 ) -> None:
     """Show our results beside the published ones, cell by cell, with differences and what matters about them.
 

@@ -23,7 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from patchsae.pipeline.adapters.adapter import Adapter, AdapterConfig, Batch, Task
+from patchsae.pipeline.adapters.adapter import Adapter, AdapterConfig, Batch, Task, unit_features
 from patchsae.pipeline.adapters.features import load_features
 from patchsae.pipeline.adapters.recipe import Recipe, optimiser_state, restore_optimiser
 from patchsae.pipeline.adapters.views import View, Views
@@ -249,8 +249,8 @@ def _batches(
             yield Batch(of_step, images=pixels)
         else:
             with torch.no_grad():
-                found = backbone.tail(backbone.head(pixels))
-            yield Batch(of_step, features=normalize(found, dim=-1))
+                features = unit_features(backbone, pixels)
+            yield Batch(of_step, features=features)
 
 
 def _view(adapter: AdapterConfig, epoch: int) -> View:

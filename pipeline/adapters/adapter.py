@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from patchsae.pipeline.backbones.backbone import Backbone, BackboneConfig, ExtractConfig, Outline
 from patchsae.pipeline.classification.classifier import Prompts
@@ -66,6 +67,11 @@ class Adapter(Protocol):
     def tensors(self) -> dict[str, Tensor]:
         """What is saved when training is done, and what `AdapterConfig.apply` gets."""
         ...
+
+
+def unit_features(backbone: Backbone, images: Tensor) -> Tensor:
+    """Preprocessed images [B, 3, height, width] -> image features of length 1: [B, E]. It can be differentiated."""
+    return normalize(backbone.tail(backbone.head(images)), dim=-1)
 
 
 class Stateless:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
-from torch.nn.functional import normalize
 
+from patchsae.pipeline.adapters.adapter import unit_features
 from patchsae.pipeline.adapters.views import View, Views
 from patchsae.pipeline.backbones.backbone import BackboneConfig, resolve_block
 from patchsae.pipeline.backbones.effort import image_amounts, load_amounts
@@ -70,8 +70,7 @@ class _Worker:
         found = []
         for start in range(0, len(items), _IMAGES_PER_PASS):
             pixels = torch.stack([self.views[item] for item in items[start : start + _IMAGES_PER_PASS]])
-            features = self.backbone.tail(self.backbone.head(pixels))
-            found.append(normalize(features, dim=-1).cpu())
+            found.append(unit_features(self.backbone, pixels).cpu())
             within(min(start + _IMAGES_PER_PASS, len(items)), len(items), "views")
         features = torch.cat(found)
         return {"features": features.view(len(rows), -1, features.shape[1]).numpy()}

@@ -150,9 +150,7 @@ class Dag:
             templates = config.prompts.resolved(dataset)
             inputs |= {
                 "images": self.index(config.dataset),
-                "few_shot": self.few_shot(
-                    config.dataset, config.classes, config.shots, config.seed, config.split
-                ),
+                "few_shot": self._draw(config),
                 "classifier": self.classifier(config.dataset, config.backbone, config.prompts),
             }
             if not config.adapts_images and config.views != "fresh":
@@ -163,10 +161,15 @@ class Dag:
         names = Names(config.dataset, adapter)
         return self._add(Node(adapt.STAGE, adapter, stage_config, inputs, names, ("adapters", adapter)))
 
+    def _draw(self, adapter: AdapterConfig) -> str:
+        """The address of the images that an adapter learns from."""
+        assert adapter.dataset is not None
+        return self.few_shot(adapter.dataset, adapter.classes, adapter.shots, adapter.seed, adapter.split)
+
     def _features(self, adapter: AdapterConfig) -> str:
         """The address of the cached features of an adapter's images, which adapters share."""
         assert adapter.dataset is not None and adapter.views != "fresh"
-        draw = self.few_shot(adapter.dataset, adapter.classes, adapter.shots, adapter.seed, adapter.split)
+        draw = self._draw(adapter)
         plain = self.backbone(adapter.backbone)
         config = features.FeaturesConfig(
             views=adapter.views,

@@ -10,7 +10,15 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from patchsae.pipeline.adapters.adapter import Adapter, AdapterConfig, Batch, Stateless, Task, cannot_adapt
+from patchsae.pipeline.adapters.adapter import (
+    Adapter,
+    AdapterConfig,
+    Batch,
+    Stateless,
+    Task,
+    cannot_adapt,
+    unit_features,
+)
 from patchsae.pipeline.backbones.backbone import Backbone, Outline
 from patchsae.pipeline.backbones.towers.clip import prompts_of
 
@@ -92,7 +100,7 @@ class FineTune(Stateless):
 
     def loss(self, batch: Batch) -> Tensor:
         assert batch.images is not None
-        features = normalize(self.backbone.tail(self.backbone.head(batch.images)), dim=-1)
+        features = unit_features(self.backbone, batch.images)
         return cross_entropy(self.logit_scale * features @ self._classes().T, batch.labels)
 
     def _classes(self) -> Tensor:

@@ -12,9 +12,17 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, dropout, linear, normalize, scaled_dot_product_attention
+from torch.nn.functional import cross_entropy, dropout, linear, scaled_dot_product_attention
 
-from patchsae.pipeline.adapters.adapter import Adapter, AdapterConfig, Batch, Stateless, Task, cannot_adapt
+from patchsae.pipeline.adapters.adapter import (
+    Adapter,
+    AdapterConfig,
+    Batch,
+    Stateless,
+    Task,
+    cannot_adapt,
+    unit_features,
+)
 from patchsae.pipeline.backbones.backbone import Backbone, Outline
 
 _PRODUCTS = ("q", "k", "v")
@@ -126,5 +134,5 @@ class Lora(Stateless):
 
     def loss(self, batch: Batch) -> Tensor:
         assert batch.images is not None
-        features = normalize(self.backbone.tail(self.backbone.head(batch.images)), dim=-1)
+        features = unit_features(self.backbone, batch.images)
         return cross_entropy(self.backbone.logit_scale * features @ self.embeddings.T, batch.labels)

@@ -10,7 +10,6 @@ import fnmatch
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-import polars as pl
 from pydantic import Field
 
 from patchsae.pipeline.adapters.adapter import AdapterConfig
@@ -151,7 +150,7 @@ class AdaptationStageConfig(Config):
 def _run(config: AdaptationStageConfig, inputs: Inputs, out: Builder, runtime: Runtime) -> Summary:
     rows: list[dict[str, Any]] = []
     for i, member in enumerate(config.members):
-        table = inputs[f"remapping {i}"].scan(REMAPPING.name).select(REMAPPING_COLUMNS).collect()
+        table = inputs[f"remapping {i}"].scan(REMAPPING.name).drop("artifact").collect()
         about = {column.name: getattr(member, column.name) for column in ABOUT}
         rows += [
             {**about, "settings": member.settings, **row}
@@ -163,9 +162,6 @@ def _run(config: AdaptationStageConfig, inputs: Inputs, out: Builder, runtime: R
         ADAPTATION_SEEDS, {c.name: [row[c.name] for row in seeds] for c in ADAPTATION_SEEDS.columns}
     )
     return {"n_adapters": len(config.members), **_means(seeds)}
-
-
-REMAPPING_COLUMNS = [pl.col(column.name) for column in REMAPPING.columns]
 
 
 def _means(seeds: Sequence[dict[str, Any]]) -> Summary:

@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 import polars as pl
 
+from patchsae.pipeline.evaluations.statistics.rankings import by_count
 from patchsae.storage.artifacts import Artifact
 
 SIDES = ("before", "after")
@@ -60,4 +61,4 @@ def class_counts(
 
 def candidates(counts: ClassCounts, n: int) -> np.ndarray:
     """The n latents with the largest count on either side, largest first; of ties the lower id: int32 [n]."""
-    return np.argsort(-counts.n_tokens.max(axis=0), kind="stable")[:n].astype(np.int32)
+    return by_count(counts.n_tokens.max(axis=0), n)

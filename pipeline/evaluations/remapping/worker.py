@@ -21,6 +21,7 @@ from patchsae.pipeline.evaluations.remapping.counting import Counting, span_of
 from patchsae.pipeline.evaluations.remapping.predicting import Predictions
 from patchsae.pipeline.evaluations.remapping.settings import RemappingSettings, Task
 from patchsae.pipeline.evaluations.remapping.sides import SIDES, candidates, class_counts, side_of
+from patchsae.pipeline.evaluations.statistics.rankings import by_count
 from patchsae.pipeline.saes.sae import load_sae
 from patchsae.pipeline.saes.sparse.latents import images_per_block
 from patchsae.storage.activations import Activations
@@ -50,7 +51,7 @@ def write_shared(settings: RemappingSettings, chosen: Chosen, inputs: Inputs, ou
     found, ranking = [], np.zeros((len(chosen.classes), n_ranked), np.int32)
     for i, (_, counts) in enumerate(class_counts(statistics, chosen.classes, n_latents)):
         found.append(candidates(counts, n))
-        ranking[i] = np.argsort(-counts.n_tokens[ranked_by], kind="stable")[:n_ranked]
+        ranking[i] = by_count(counts.n_tokens[ranked_by], n_ranked)
         bar.advance()
     dead = [statistics[side].scan("latents").select("dead").collect()["dead"].to_numpy() for side in SIDES]
     span = span_of(load_sae(inputs["sae"]).W_dec[~np.logical_and(*dead)])
