@@ -17,7 +17,7 @@ PATCHSAE = str(Path(sys.executable).with_name("patchsae"))
 @pytest.fixture
 def clashing(tmp_path: Path) -> Path:
     """A user's folder with packages of the names our folders have."""
-    for name in ("flows", "pipeline", "storage", "tests"):
+    for name in ("explorer", "flows", "pipeline", "storage", "tests"):
         package = tmp_path / "my work" / name
         package.mkdir(parents=True)
         (package / "__init__.py").write_text(f"raise ImportError('the user\\'s own {name} was imported')\n")
@@ -42,7 +42,7 @@ def test_only_patchsae_is_installed(tmp_path: Path) -> None:
     code = (
         "import importlib.util as u, sys\n"
         "sys.path = [p for p in sys.path if p not in ('', '.')]\n"
-        "print([n for n in ('patchsae', 'flows', 'pipeline', 'storage', 'tests', 'benchmarks') if u.find_spec(n)])"
+        "print([n for n in ('patchsae', 'explorer', 'flows', 'pipeline', 'storage', 'tests', 'benchmarks') if u.find_spec(n)])"
     )
     done = run(tmp_path, "-c", code)
     assert done.stdout.strip() == "['patchsae']", done.stderr
@@ -78,7 +78,7 @@ def test_a_wheel_holds_patchsae_alone(tmp_path: Path) -> None:
     assert tops == {"patchsae", next(top for top in tops if top.endswith(".dist-info"))}
     in_tree = {
         f"patchsae/{path.relative_to(ROOT).as_posix()}"
-        for folder in ("flows", "pipeline", "storage")
+        for folder in ("explorer", "flows", "pipeline", "storage")
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
