@@ -10,7 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [
-    path for folder in ("explorer", "flows", "pipeline", "storage") for path in sorted((ROOT / folder).rglob("*.py"))
+    path
+    for folder in ("explorer", "flows", "pipeline", "storage")
+    for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 
 

@@ -1,0 +1,1 @@
+"""A report: the pages of the explorer as files that need no server."""
