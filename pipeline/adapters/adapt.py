@@ -18,8 +18,7 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -37,6 +36,7 @@ from patchsae.pipeline.core.interrupts import deferred_signals
 from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Source, Upstreams
 from patchsae.pipeline.core.prefetch import prefetch
 from patchsae.pipeline.core.stage import Inputs, Runtime, Stage
+from patchsae.pipeline.core.tensors import read_tensors
 from patchsae.pipeline.images.dataset import DatasetConfig
 from patchsae.pipeline.images.few_shot import rows_of_draw
 from patchsae.pipeline.images.indexed import indexed_images, loader_of
@@ -80,10 +80,7 @@ class AdaptStageConfig(Config):
 
 def load_adapter(artifact: Artifact) -> dict[str, Tensor]:
     """What an adapter learnt, by name. Raises UserError if that cannot be read."""
-    try:
-        return load(artifact.read(FILE))
-    except SafetensorError as error:
-        raise UserError(f"{artifact.path}: {FILE} is not a readable safetensors file ({error}).") from None
+    return read_tensors(artifact, FILE)
 
 
 @dataclass

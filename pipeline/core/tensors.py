@@ -1,4 +1,4 @@
-"""Checks of torch files from others: that they take no more memory than they have bytes.
+"""Reads tensors of artifacts, and checks torch files from others: that they take no more memory than they have bytes.
 
 torch itself executes nothing in them (`weights_only=True`), and it compares each storage with what the file
 holds.
@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor
 
 from patchsae.pipeline.core.text import first_line
+from patchsae.storage.artifacts import Artifact
 from patchsae.storage.errors import UserError
 
 BROKEN = (
@@ -99,3 +102,11 @@ def check_dense(found: Any, name: str, where: str) -> Tensor:
             f"{found.untyped_storage().nbytes():,} bytes; save a contiguous copy of it."
         )
     return found
+
+
+def read_tensors(artifact: Artifact, name: str) -> dict[str, Tensor]:
+    """The tensors of the safetensors file `name` of an artifact. Raises UserError if it cannot be read."""
+    try:
+        return load(artifact.read(name))
+    except SafetensorError as error:
+        raise UserError(f"{artifact.path}: {name} is not a readable safetensors file ({error}).") from None

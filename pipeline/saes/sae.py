@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from patchsae.pipeline.core.config import BackboneName, Config, DatasetName
 from patchsae.pipeline.core.prediction import Upstream
+from patchsae.pipeline.core.tensors import read_tensors
 from patchsae.storage.artifacts import Artifact, Builder
 from patchsae.storage.errors import UserError
 
@@ -137,12 +137,7 @@ def load_sae(artifact: Artifact, device: str = "cpu") -> Sae:
 
     Raises UserError if a tensor is missing or of the wrong shape.
     """
-    where = str(artifact.path)
-    try:
-        tensors = load(artifact.read(WEIGHTS))
-    except SafetensorError as error:
-        raise UserError(f"{where}: {WEIGHTS} is not a readable safetensors file ({error}).") from None
-    return sae_from_tensors(tensors, where).to(device)
+    return sae_from_tensors(read_tensors(artifact, WEIGHTS), str(artifact.path)).to(device)
 
 
 def width_of(artifact: Artifact) -> int:

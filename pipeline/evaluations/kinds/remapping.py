@@ -33,7 +33,7 @@ from patchsae.pipeline.evaluations.remapping.merge import (
     sensitivity_rows,
 )
 from patchsae.pipeline.evaluations.remapping.settings import RemappingSettings, tasks_of
-from patchsae.pipeline.evaluations.remapping.sides import SIDES, class_counts, side_of
+from patchsae.pipeline.evaluations.remapping.sides import SIDES, counts_of_sides, side_of
 from patchsae.pipeline.evaluations.remapping.tables import (
     REMAPPING,
     REMAPPING_LATENTS,
@@ -193,7 +193,7 @@ def _merge(
     n_images = label_sets_of(images).mask(chosen.counted, chosen.classes).sum(axis=0)
     results = ClassResults(own, config.statistics.tau, n_latents)
     statistics = {side: inputs[f"{side} statistics"] for side in SIDES}
-    of_class = zip(class_counts(statistics, chosen.classes, n_latents), n_images.tolist(), strict=True)
+    of_class = zip(counts_of_sides(statistics, chosen.classes, n_latents), n_images.tolist(), strict=True)
     with runtime.reporter.bar("remapping, tables", len(chosen.classes), "classes") as bar:
         for (label, counts), n in bar.over(of_class):
             results.add(label, names[label], counts, n, sums.pop(label, None))

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import Field, field_validator
 
-from patchsae.pipeline.core.config import Config, HashedUnless
+from patchsae.pipeline.core.config import HashedUnless
+from patchsae.pipeline.evaluations.ks import K, Ks
 
 Selection = Literal["class", "class_selective", "prediction", "prediction_selective", "dataset", "random"]
 Ablation = Literal["zero", "mean"]
@@ -40,10 +40,10 @@ class Ranking:
         return f"{self.selection.replace('prediction', 'class')} {self.statistics}"
 
 
-class MaskingSettings(Config):
+class MaskingSettings(Ks):
     """Which latents are switched on or off, and what takes the place of what is switched off."""
 
-    ks: tuple[Annotated[int, Field(ge=1)] | Literal["all"], ...] = (
+    ks: tuple[K, ...] = (
         1,
         2,
         5,
@@ -78,23 +78,10 @@ class MaskingSettings(Config):
     """Number of resamples of the images, drawn with replacement, for bootstrap intervals of the rows of all images;
     none if 0. They also cover the mean over classes, and what a mask costs against the original activations."""
 
-    @field_validator("ks")
-    @classmethod
-    def _ascending(cls, ks: tuple[int | str, ...]) -> tuple[int | str, ...]:
-        numbers = sorted({k for k in ks if isinstance(k, int)})
-        return (*numbers, "all") if "all" in ks else tuple(numbers)
-
     @field_validator("selections", "modes")
     @classmethod
     def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(names))
-
-    def finite_ks(self, n_latents: int) -> np.ndarray:
-        """The k that are fewer than all latents, ascending; each is computed."""
-        return np.array([k for k in self.ks if isinstance(k, int) and k < n_latents], np.int64)
-
-    def includes_all(self, n_latents: int) -> bool:
-        return len(self.finite_ks(n_latents)) < len(self.ks)
 
     def rankings(self, n_statistics: int) -> list[Ranking]:
         """Every ranking, in the order of the table. Random ones are the same for all statistics."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from patchsae.pipeline.core.config import Config
+from patchsae.pipeline.evaluations.ks import K, Ks
 from patchsae.pipeline.images.tables import Classes, class_names_of, task_classes
 from patchsae.storage.artifacts import Artifact
 
@@ -16,7 +16,7 @@ _CANDIDATES = 2048
 _PER_LOWER = 4
 
 
-class RemappingSettings(Config):
+class RemappingSettings(Ks):
     """How groups of latents are made, and what is measured beside them."""
 
     upper: Annotated[int, Field(ge=1)] = 50
@@ -31,18 +31,12 @@ class RemappingSettings(Config):
     """A latent is active for a class if it fires on at least this share of the images of the class."""
     n_correlated: Annotated[int, Field(ge=2)] = 1000
     """Counts of so many latents, those with the largest ones, are correlated before and after."""
-    ks: tuple[Annotated[int, Field(ge=1)] | Literal["all"], ...] = (1, 2, 5, 10, 50, 100, 1000, "all")
+    ks: tuple[K, ...] = (1, 2, 5, 10, 50, 100, 1000, "all")
     """How many latents are kept for the table `remapping_predictions`; all others are switched off."""
     ranked_by: Literal["before", "after"] = "before"
     """Whose counts rank the latents of a class that are kept. Both backbones keep the same latents."""
     n_bootstrap: Annotated[int, Field(ge=0)] = 200
     """Number of resamples of the images of every class, for the intervals; none if 0."""
-
-    @field_validator("ks")
-    @classmethod
-    def _ascending(cls, ks: tuple[int | str, ...]) -> tuple[int | str, ...]:
-        numbers = sorted({k for k in ks if isinstance(k, int)})
-        return (*numbers, "all") if "all" in ks else tuple(numbers)
 
     @field_validator("taus")
     @classmethod
@@ -58,12 +52,6 @@ class RemappingSettings(Config):
                     "a lower that is at least as large"
                 )
         return self
-
-    def finite_ks(self, n_latents: int) -> np.ndarray:
-        return np.array([k for k in self.ks if isinstance(k, int) and k < n_latents], np.int64)
-
-    def includes_all(self, n_latents: int) -> bool:
-        return len(self.finite_ks(n_latents)) < len(self.ks)
 
     @property
     def n_resampled(self) -> int:

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-import polars as pl
 
+from patchsae.pipeline.evaluations.statistics.class_counts import class_counts
 from patchsae.pipeline.evaluations.statistics.rankings import by_count
 from patchsae.storage.artifacts import Artifact
 
 SIDES = ("before", "after")
 _SHARED = ("images", "sae")
-_CLASSES_AT_ONCE = 32
 V = TypeVar("V")
 
 
@@ -35,28 +34,13 @@ class ClassCounts:
     n_images: np.ndarray  # int64: images that fire the latent
 
 
-def class_counts(
+def counts_of_sides(
     statistics: Mapping[str, Artifact], classes: np.ndarray, n_latents: int
 ) -> Iterator[tuple[int, ClassCounts]]:
-    """The counts of each of the ascending `classes`. The tables are read some classes at a time."""
-    for start in range(0, len(classes), _CLASSES_AT_ONCE):
-        some = classes[start : start + _CLASSES_AT_ONCE]
-        tables = [
-            statistics[side]
-            .scan("class_latents")
-            .filter(pl.col("class").is_between(int(some[0]), int(some[-1])))
-            .select("class", "latent", "n_tokens", "n_images")
-            .collect()
-            for side in SIDES
-        ]
-        for label in some.tolist():
-            found = ClassCounts(np.zeros((2, n_latents), np.int64), np.zeros((2, n_latents), np.int64))
-            for i, table in enumerate(tables):
-                mine = table.filter(pl.col("class") == label)
-                latent = mine["latent"].to_numpy()
-                found.n_tokens[i, latent] = mine["n_tokens"].to_numpy()
-                found.n_images[i, latent] = mine["n_images"].to_numpy()
-            yield label, found
+    """The counts of each of the ascending `classes`, from the statistics of each side."""
+    sides = [class_counts(statistics[side], classes, n_latents, ["n_tokens", "n_images"]) for side in SIDES]
+    for (label, before), (_, after) in zip(*sides, strict=True):
+        yield label, ClassCounts(*np.stack([before, after], axis=1))
 
 
 def candidates(counts: ClassCounts, n: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from patchsae.pipeline.evaluations.evaluated import EvaluatedImages, n_latents_o
 from patchsae.pipeline.evaluations.remapping.counting import Counting, span_of
 from patchsae.pipeline.evaluations.remapping.predicting import Predictions
 from patchsae.pipeline.evaluations.remapping.settings import RemappingSettings, Task
-from patchsae.pipeline.evaluations.remapping.sides import SIDES, candidates, class_counts, side_of
+from patchsae.pipeline.evaluations.remapping.sides import SIDES, candidates, counts_of_sides, side_of
 from patchsae.pipeline.evaluations.statistics.rankings import by_count
 from patchsae.pipeline.saes.sae import load_sae
 from patchsae.pipeline.saes.sparse.latents import images_per_block
@@ -49,7 +49,7 @@ def write_shared(settings: RemappingSettings, chosen: Chosen, inputs: Inputs, ou
     n_ranked = int(settings.finite_ks(n_latents).max(initial=0))
     ranked_by = SIDES.index(settings.ranked_by)
     found, ranking = [], np.zeros((len(chosen.classes), n_ranked), np.int32)
-    for i, (_, counts) in enumerate(class_counts(statistics, chosen.classes, n_latents)):
+    for i, (_, counts) in enumerate(counts_of_sides(statistics, chosen.classes, n_latents)):
         found.append(candidates(counts, n))
         ranking[i] = by_count(counts.n_tokens[ranked_by], n_ranked)
         bar.advance()

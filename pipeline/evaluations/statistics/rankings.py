@@ -9,15 +9,14 @@ Shapes: S latents, C classes, K ranked latents.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import polars as pl
 
 from patchsae.pipeline.core.stage import Within, untold
+from patchsae.pipeline.evaluations.statistics.class_counts import class_counts
 from patchsae.storage.artifacts import Artifact
-
-_CLASSES_AT_ONCE = 64
 
 
 def by_count(counts: np.ndarray, n_ranked: int) -> np.ndarray:
@@ -69,27 +68,10 @@ def _by_class(
 ) -> np.ndarray:
     """A ranking per class by the `score` of its tokens above tau, int64 [S] -> [S]: int32 [C, K]."""
     ranking = np.empty((n_classes, n_ranked), np.int32)
-    for label, counts in _class_counts(statistics, n_latents, n_classes):
+    for label, (counts,) in class_counts(statistics, np.arange(n_classes), n_latents, ["n_tokens"]):
         ranking[label] = by_count(score(counts), n_ranked)
         within(label + 1, n_classes, "classes")
     return ranking
-
-
-def _class_counts(statistics: Artifact, n_latents: int, n_classes: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(class, number of tokens above tau of each latent, int64 [S]) of every class.
-
-    The table is read some classes at a time, since it may be large.
-    """
-    table = statistics.scan("class_latents").select("class", "latent", "n_tokens")
-    for start in range(0, n_classes, _CLASSES_AT_ONCE):
-        stop = min(start + _CLASSES_AT_ONCE, n_classes)
-        rows = table.filter(pl.col("class").is_between(start, stop, closed="left")).collect()
-        label, latent, n_tokens = (rows[name].to_numpy() for name in rows.columns)
-        for one in range(start, stop):
-            mine = label == one
-            counts = np.zeros(n_latents, np.int64)
-            counts[latent[mine]] = n_tokens[mine]
-            yield one, counts
 
 
 def dataset_ranking(latents: pl.DataFrame, n_ranked: int) -> np.ndarray:
