@@ -2,16 +2,17 @@
 
 A browser loads no ES modules from a page that was opened as a file, so a report cannot use them. The pages
 are written in a part of the language that a few lines can translate: imports `import { a, b as c } from
-"./x.js";` and exports `export [async] function`, `export const` and `export class`, each at the start of a
+"./x.js";` (or `"../x.js"`, `"./draw/x.js"`: relative to the module) and exports `export [async] function`, `export const` and `export class`, each at the start of a
 line. Everything else of `import` and `export` is refused.
 """
 
 from __future__ import annotations
 
+import posixpath
 import re
 from pathlib import Path
 
-_IMPORT = re.compile(r'^import \{([^{}]*)\} from "\./([\w-]+)\.js";[ \t]*$', re.MULTILINE)
+_IMPORT = re.compile(r'^import \{([^{}]*)\} from "(\.{1,2}/[\w./-]+)\.js";[ \t]*$', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=((?:async )?function\*?|const|class) +([A-Za-z_$][\w$]*))", re.MULTILINE)
 _REFUSED = re.compile(
     r"^[ \t]*(?:import\b(?!\s*:)|export\b(?!\s*:)|await\b).*$|\bimport\s*\(.*$|\bimport\.meta\b.*$",
@@ -51,17 +52,22 @@ def _add(folder: Path, name: str, translated: dict[str, str], importing: tuple[s
         return exported
 
     def imported(match: re.Match[str]) -> str:
-        theirs = _add(folder, match[2], translated, (*importing, name))
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(name), match[2]))
+        if target.startswith("../"):
+            raise UnsupportedModule(
+                f"{_place(path, source, match.start())}: {match[2]}.js lies outside the pages."
+            )
+        theirs = _add(folder, target, translated, (*importing, name))
         names = []
         for one in filter(None, (part.strip() for part in match[1].split(","))):
             parts = _NAME.fullmatch(one)
             if parts is None or parts[1] not in theirs:
                 raise UnsupportedModule(
-                    f"{_place(path, source, match.start())}: {match[2]}.js exports no {one!r}."
+                    f"{_place(path, source, match.start())}: {target}.js exports no {one!r}."
                 )
             names.append(f"{parts[1]}: {parts[2]}" if parts[2] else parts[1])
         # As many lines as before, so that errors name the right place.
-        return f"const {{ {', '.join(names)} }} = {_variable(match[2])};" + "\n" * match[0].count("\n")
+        return f"const {{ {', '.join(names)} }} = {_variable(target)};" + "\n" * match[0].count("\n")
 
     body = _EXPORT.sub("", _IMPORT.sub(imported, source))
     refused = _REFUSED.search(body)

@@ -47,6 +47,19 @@ def test_every_form_that_the_pages_use_is_translated(tmp_path: Path) -> None:
     assert "return { a, b, C, d };" in script
 
 
+def test_modules_in_folders_are_found_from_the_module_that_imports_them(tmp_path: Path) -> None:
+    (tmp_path / "draw").mkdir()
+    (tmp_path / "draw/map.js").write_text(
+        'import { a } from "../x.js";\nimport { c } from "./x.js";\nexport const b = a + c;\n'
+    )
+    (tmp_path / "draw/x.js").write_text("export const c = 1;\n")
+    script = _bundled(tmp_path, main='import { b } from "./draw/map.js";\nb;\n', x="export const a = 1;\n")
+    order = [script.index(f"// {name}.js\n") for name in ("x", "draw/x", "draw/map", "main")]
+    assert order == sorted(order)
+    assert "const { c } = module_draw_x;" in script
+    assert "const { b } = module_draw_map;" in script
+
+
 def test_lines_of_a_module_keep_their_distance(tmp_path: Path) -> None:
     main = 'import {\n  a,\n} from "./x.js";\nhere();\n'
     script = _bundled(tmp_path, main=main, x="export const a = 1;\n").splitlines()
