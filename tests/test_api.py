@@ -136,10 +136,10 @@ def test_prompt_tokens_are_no_part_of_an_image(photos: api.OpenStore, folder: Pa
     other = photos.sae("other")
     activations = Activations(photos.artifact("extract/photos-clip"))
     x = torch.from_numpy(activations.read(0, 2)).float()
-    whole = api.EncodedImages(other._frame(x, [0, 1], activations.layout), [0, 1], activations.layout)
+    whole = api.EncodedImages(other._rows(x, [0, 1], activations.layout), [0, 1], activations.layout)
     # The last row of eight patches is called prompt tokens.
     layout = TokenLayout(1, (7, 8), 8)
-    own = api.EncodedImages(other._frame(x, [0, 1], layout), [0, 1], layout)
+    own = api.EncodedImages(other._rows(x, [0, 1], layout), [0, 1], layout)
     assert whole.frame["token"].max() > 56 == own.frame["token"].max()
     assert own.frame.equals(whole.frame.filter(pl.col("token") < 57))
     latent = own.top(1)["latent"][0]

@@ -15,13 +15,9 @@ from torch.utils.data import Dataset as TorchDataset
 
 from patchsae.pipeline.core.stage import Runtime
 from patchsae.pipeline.images.dataset import Dataset, DatasetConfig, Record
-from patchsae.pipeline.images.files import reason
+from patchsae.pipeline.images.originals import original
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.errors import UserError
-from patchsae.storage.keys import digest_bytes
-
-# A plain run keeps the index of images whose sizes and modification times have not changed.
-_INDEX_AGAIN = "index all images anew with `patchsae run EXPERIMENT --rerun index`"
 
 
 class IndexedImages(TorchDataset[Tensor]):
@@ -47,22 +43,7 @@ class IndexedImages(TorchDataset[Tensor]):
 
     def image(self, row: int) -> Image.Image:
         """The RGB image of a row. Raises UserError as said above."""
-        record = self.records[row]
-        try:
-            data = self.dataset.read(record)
-        except OSError as error:
-            raise UserError(
-                f"{record.source}: cannot be read any more ({reason(error)}); put it back, or {_INDEX_AGAIN}."
-            ) from None
-        if digest_bytes(data) != self.digests[row]:
-            raise UserError(
-                f"{record.source}: is not the image that was indexed; put that one back, or {_INDEX_AGAIN}."
-            )
-        try:
-            return self.dataset.decode(data)
-        except OSError as error:
-            # An older version indexed it, which decoded more formats and sizes.
-            raise UserError(f"{record.source}: {reason(error)}; to leave it out, {_INDEX_AGAIN}.") from None
+        return original(self.dataset, self.records[row], self.digests[row])
 
 
 class _Sent(TorchDataset["Tensor | UserError"]):

@@ -28,14 +28,21 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from patchsae.pipeline.activations.parts import PartImages
 from patchsae.pipeline.backbones.backbone import Backbone
-from patchsae.pipeline.backbones.weights import load_backbone
-from patchsae.pipeline.experiment.dag import Dag
-from patchsae.pipeline.experiment.experiment import Experiment
 from patchsae.pipeline.images.files import image_files, read_file, reason
 from patchsae.pipeline.images.pixels import Reading, as_rgb, decode_rgb
+from patchsae.pipeline.results.backbones import recorded_backbone
+from patchsae.pipeline.results.encoding import (
+    IMAGES_PER_BATCH,
+    cached_activations,
+    latent_rows,
+    own_activations,
+    patch_map,
+    strongest,
+)
 from patchsae.pipeline.results.find import SAE_STAGES, find, input_of, records_of
+from patchsae.pipeline.results.originals import Originals
+from patchsae.pipeline.results.places import Place
 from patchsae.pipeline.results.sql import execute
 from patchsae.pipeline.results.status import status_rows
 from patchsae.pipeline.results.tables import Catalog
@@ -44,7 +51,6 @@ from patchsae.pipeline.saes.sae import Sae, load_sae
 from patchsae.storage.activations import Activations
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.errors import UserError
-from patchsae.storage.records import ExperimentRecord, RecordedNode
 from patchsae.storage.store import Store
 from patchsae.storage.tokens import TokenLayout
 
@@ -52,7 +58,6 @@ __all__ = ["EncodedImages", "OpenSae", "OpenStore", "UserError", "open"]
 
 ImageLike = str | os.PathLike[str] | Image.Image
 """An image: its file, or a PIL image."""
-_IMAGES_PER_BATCH = 16
 
 
 def open(store: str | os.PathLike[str] | None = None) -> OpenStore:
@@ -162,7 +167,7 @@ class OpenStore:
         found = []
         for of, record in records_of(self.store, experiment).items():
             nodes = (record.nodes.get(f"{stage}/{name}") for stage in SAE_STAGES)
-            found += [_Place(of, record, node) for node in nodes if node is not None]
+            found += [Place(of, record, node) for node in nodes if node is not None]
         if not found:
             known = ", ".join(sorted(set(self.saes["sae"].drop_nulls()))) or "none"
             raise UserError(f"sae {name}: no experiment of this store has it (there are {known}).")
@@ -216,21 +221,12 @@ def _best(rows: torch.Tensor, others: torch.Tensor) -> tuple[np.ndarray, np.ndar
 
 
 @dataclass(frozen=True)
-class _Place:
-    """An experiment that has an SAE, and the SAE's node in it."""
-
-    experiment: str
-    record: ExperimentRecord
-    node: RecordedNode
-
-
-@dataclass(frozen=True)
 class OpenSae:
     """One SAE of a store: its tables, weights, and latents on images. Get one with `OpenStore.sae`."""
 
     store: Store
     name: str
-    places: tuple[_Place, ...]
+    places: tuple[Place, ...]
     artifact: Artifact
     evaluation: str | None = None
 
@@ -311,10 +307,10 @@ class OpenSae:
         """
         self._check(latent)
         rows = self.statistics.scan("latent_images").filter(pl.col("latent") == latent)
-        images = self._images(self.statistics)
-        folder = self._root(self.statistics, images)
+        originals = self._originals
+        folder = originals.folder
         found = (
-            rows.join(images.scan("images").select("image", "source", "class_name"), on="image")
+            rows.join(originals.index.scan("images").select("image", "source", "class_name"), on="image")
             .sort("rank")
             .select(
                 "rank",
@@ -340,8 +336,8 @@ class OpenSae:
         backbone's weights have changed since the experiment was run.
         """
         names: list[str] = []
-        pixels = []
-        for name, image in _opened(images, self._reading):
+        pixels: list[torch.Tensor] = []
+        for name, image in _opened(images, self._place.reading):
             n_before = sum(name == other or other.startswith(f"{name} (") for other in names)
             # Images that are given twice stay two.
             names.append(f"{name} ({n_before + 1})" if n_before else name)
@@ -349,10 +345,9 @@ class OpenSae:
         found = []
         if not pixels:
             raise UserError("encode: no images were given; give a file, a folder or an image.")
-        for start in range(0, len(pixels), _IMAGES_PER_BATCH):
-            with torch.inference_mode():
-                x = self.backbone.head(torch.stack(pixels[start : start + _IMAGES_PER_BATCH]))
-            found.append(self._frame(x, names[start : start + _IMAGES_PER_BATCH], self.backbone.layout))
+        for start in range(0, len(pixels), IMAGES_PER_BATCH):
+            x = own_activations(self.backbone, pixels[start : start + IMAGES_PER_BATCH])
+            found.append(self._rows(x, names[start : start + IMAGES_PER_BATCH], self.backbone.layout))
         return EncodedImages(pl.concat(found), names, self.backbone.layout)
 
     def map(self, image: ImageLike | int, latent: int) -> np.ndarray:
@@ -375,11 +370,8 @@ class OpenSae:
         Raises UserError if the dataset has no such row.
         """
         activations = Activations(input_of(self.store, self.statistics, "activations", "extract"))
-        if not 0 <= image < activations.n_images:
-            raise UserError(f"image {image}: the dataset has the rows 0 to {activations.n_images - 1}.")
-        rows = np.array([image])
-        x = PartImages(activations, rows, "cpu").take(rows)
-        return EncodedImages(self._frame(x, [image], activations.layout), [image], activations.layout)
+        x = cached_activations(activations, image)
+        return EncodedImages(self._rows(x, [image], activations.layout), [image], activations.layout)
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -387,62 +379,31 @@ class OpenSae:
 
         Raises UserError if the store's record of the experiment is too old, or if the weights have changed.
         """
-        place = next((place for place in self.places if place.record.experiment is not None), None)
-        if place is None:
-            raise UserError(
-                f"experiment {self.places[0].experiment}: its record is of an older version, which does not say where the "
-                "weights are; run it once more (nothing is computed again)."
-            )
-        experiment = Experiment.model_validate(place.record.experiment)
-        dag = Dag(experiment.datasets, experiment.backbones, {}, {})
-        config = dag.backbone(place.node.names["backbone"])
-        # The weights the activations were made with, whatever the record knows of later ones.
         extracted = input_of(self.store, self.artifact, "activations", "extract")
-        inputs = {"weights": input_of(self.store, extracted, "weights", "weights")}
-        for role, address in config.inputs(dag).items():
-            node = place.record.nodes[address]
-            inputs[role] = self.store.at(node.stage, node.key)
-        return load_backbone(config, inputs, "cpu")
+        return recorded_backbone(self.store, self._place, extracted)
+
+    @property
+    def _place(self) -> Place:
+        """The SAE in the first experiment whose record says where images and weights are."""
+        return next((place for place in self.places if place.is_whole), self.places[0])
 
     @cached_property
-    def _reading(self) -> Reading:
-        """How the images of the SAE's dataset are read; the default if the record does not say it."""
-        for place in self.places:
-            if place.record.experiment is not None:
-                experiment = Experiment.model_validate(place.record.experiment)
-                return experiment.datasets[place.node.names["dataset"]].reading()
-        return Reading()
-
-    def _root(self, statistics: Artifact, images: Artifact) -> str | None:
-        """The folder of the images that `statistics` was made on, as the experiment has it now; None if they are no
-        files."""
-        for place in self.places:
-            for node in place.record.nodes.values():
-                if node.key == statistics.key and place.record.experiment is not None:
-                    dataset = place.record.experiment["datasets"][node.names["dataset"]]
-                    return str(Path(dataset["root"]).expanduser().absolute()) if "root" in dataset else None
-        root = images.manifest.provenance.get("source", {}).get("root")
-        return None if root is None else str(root)
-
-    def _images(self, artifact: Artifact) -> Artifact:
-        return input_of(self.store, artifact, "images", "index")
+    def _originals(self) -> Originals:
+        """The images that `statistics` was made on."""
+        made = [
+            Place(place.experiment, place.record, node)
+            for place in self.places
+            for node in place.record.nodes.values()
+            if node.key == self.statistics.key and place.is_whole
+        ]
+        return Originals(input_of(self.store, self.statistics, "images", "index"), made[0] if made else None)
 
     @cached_property
     def _encoder(self) -> LatentEncoder:
         return LatentEncoder(self.weights)
 
-    def _frame(self, x: torch.Tensor, names: Sequence[str | int], layout: TokenLayout) -> pl.DataFrame:
-        """The latents of activations [images, tokens, d] as rows, one per token of the image and latent above 0."""
-        latents = self._encoder(x[:, : len(layout.select("all"))].flatten(0, 1))
-        image, token = np.divmod(latents.token().numpy(), len(layout.select("all")))
-        return pl.DataFrame(
-            {
-                "image": pl.Series(names)[image],
-                "token": token.astype(np.int32),
-                "latent": latents.latent.numpy(),
-                "activation": latents.value.numpy(),
-            }
-        )
+    def _rows(self, x: torch.Tensor, names: Sequence[str | int], layout: TokenLayout) -> pl.DataFrame:
+        return latent_rows(self._encoder, x, names, layout)
 
     def _check(self, latent: int) -> None:
         n_latents = int(self.artifact.manifest.summary["n_latents"] or 0)
@@ -468,24 +429,15 @@ class EncodedImages:
         Columns: image, latent, activation (mean over tokens), token (the one with the largest activation) and
         token_activation.
         """
-        by_latent = self.frame.group_by("image", "latent").agg(
-            activation=pl.col("activation").sum() / len(self.layout.select("all")),
-            token=pl.col("token").get(pl.col("activation").arg_max()),
-            token_activation=pl.col("activation").max(),
-        )
-        ranked = by_latent.sort("activation", "latent", descending=[True, False])
-        return ranked.group_by("image", maintain_order=True).head(k).sort("image", maintain_order=True)
+        return strongest(self.frame, self.layout, k)
 
     def map(self, image: Any, latent: int) -> np.ndarray:
         """A latent's activation on every patch of an image: float32 [rows, columns].
 
         `image` is one of `images`. It is all 0 for a latent that is active nowhere.
         """
-        patches = self.layout.select("patches")
         found = self.frame.filter(pl.col("image") == image, pl.col("latent") == latent)
-        values = np.zeros(self.layout.n_tokens, np.float32)
-        values[found["token"].to_numpy()] = found["activation"].to_numpy()
-        return values[patches.start : patches.stop].reshape(self.layout.grid)
+        return patch_map(found, self.layout)
 
 
 def _opened(images: ImageLike | Iterable[ImageLike], reading: Reading) -> Iterable[tuple[str, Image.Image]]:
