@@ -2,8 +2,8 @@
 
 A browser loads no ES modules from a page that was opened as a file, so a report cannot use them. The pages
 are written in a part of the language that a few lines can translate: imports `import { a, b as c } from
-"./x.js";` (or `"../x.js"`, `"./draw/x.js"`: relative to the module) and exports `export [async] function`, `export const` and `export class`, each at the start of a
-line. Everything else of `import` and `export` is refused.
+"./x.js";` (or `"../x.js"`, `"./draw/x.js"`: relative to the module) and exports `export [async] function`,
+`export const` and `export class`, each at the start of a line. Everything else of `import` and `export` is refused.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _add(folder: Path, name: str, translated: dict[str, str], importing: tuple[s
         circle = " -> ".join([*importing[importing.index(name) :], name])
         raise UnsupportedModule(f"{path}: imports itself in a circle ({circle}).")
     if not path.is_file():
-        raise UnsupportedModule(f"{path}: is imported by {importing[-1]}.js, but is not there.")
+        raise UnsupportedModule(f"{path}: is not there, but is imported by {', '.join(importing[-1:])}.js.")
     source = path.read_text(encoding="utf-8")
     exported = [match[2] for match in _EXPORT.finditer(source)]
     if name in translated:
@@ -84,7 +84,7 @@ def _add(folder: Path, name: str, translated: dict[str, str], importing: tuple[s
 
 
 def _variable(name: str) -> str:
-    return "module_" + re.sub(r"\W", "_", name)
+    return "module_" + re.sub(r"[^\w$]", "_", name.replace("/", "$"))
 
 
 def _place(path: Path, source: str, at: int) -> str:

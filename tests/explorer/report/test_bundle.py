@@ -56,8 +56,8 @@ def test_modules_in_folders_are_found_from_the_module_that_imports_them(tmp_path
     script = _bundled(tmp_path, main='import { b } from "./draw/map.js";\nb;\n', x="export const a = 1;\n")
     order = [script.index(f"// {name}.js\n") for name in ("x", "draw/x", "draw/map", "main")]
     assert order == sorted(order)
-    assert "const { c } = module_draw_x;" in script
-    assert "const { b } = module_draw_map;" in script
+    assert "const { c } = module_draw$x;" in script
+    assert "const { b } = module_draw$map;" in script
 
 
 def test_lines_of_a_module_keep_their_distance(tmp_path: Path) -> None:
@@ -108,6 +108,6 @@ def test_modules_in_a_circle_are_an_error(tmp_path: Path) -> None:
 
 
 def test_a_missing_module_is_an_error(tmp_path: Path) -> None:
-    assert "x.js: is imported by main.js, but is not there." in _refusal(
+    assert "x.js: is not there, but is imported by main.js." in _refusal(
         tmp_path, main='import { a } from "./x.js";\n'
     )
