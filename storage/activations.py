@@ -22,7 +22,7 @@ from zarr.storage import MemoryStore
 
 from patchsae.storage.artifacts import Artifact, Builder
 from patchsae.storage.atomic import write_atomic
-from patchsae.storage.errors import UserError
+from patchsae.storage.errors import Damaged, UserError
 from patchsae.storage.files import REMEDY, FileRecord
 from patchsae.storage.keys import digest_buffers
 from patchsae.storage.shards import NAN_BITS, encode, read_index
@@ -233,7 +233,7 @@ class Activations:
         """The error that says that the shards of these images cannot be used."""
         shards = dict.fromkeys(int(image) // self.shard_images for image in images)
         files = ", ".join(str(self.shard_file(shard)) for shard in shards)
-        return UserError(f"{files}: damaged ({why}); {REMEDY}")
+        return Damaged(f"{files}: damaged ({why}); {REMEDY}")
 
     def chunk_ranges(self, start: int, stop: int) -> list[range]:
         """The rows `start` to `stop`, split where chunks begin."""

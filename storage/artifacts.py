@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from patchsae.storage import checkpoints, tables
 from patchsae.storage.atomic import remove, write_atomic
 from patchsae.storage.checkpoints import Checkpoints
-from patchsae.storage.errors import UserError
+from patchsae.storage.errors import Damaged, UserError
 from patchsae.storage.files import REMEDY, FileRecord, read_regular
 from patchsae.storage.keys import digest_json
 from patchsae.storage.ledger import Ledger
@@ -45,14 +45,14 @@ class Artifact:
         except FileNotFoundError:
             raise UserError(f"{self.path}: no finished artifact here; run the stage that makes it.") from None
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from None
+            raise Damaged(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from None
         except ValidationError as error:
-            raise UserError(f"{path}: is no manifest ({error.errors()[0]['msg']}); {REMEDY}") from None
+            raise Damaged(f"{path}: is no manifest ({error.errors()[0]['msg']}); {REMEDY}") from None
         fault = manifest.fault()
         if fault is None and manifest.key != self.key:
             fault = f"it belongs to the key {manifest.key[:KEY_DIGITS]}"
         if fault:
-            raise UserError(f"{path}: {fault}; {REMEDY}")
+            raise Damaged(f"{path}: {fault}; {REMEDY}")
         return manifest
 
     @property
@@ -101,7 +101,7 @@ class Artifact:
         """The content of one of its files. Raises UserError if that is not what was written."""
         record = self.manifest.output(name)
         if record is None:
-            raise UserError(f"{self.path}: has no file `{name}`; {REMEDY}")
+            raise Damaged(f"{self.path}: has no file `{name}`; {REMEDY}")
         with self._noticing_a_rebuild():
             return record.read(self.path)
 
@@ -118,6 +118,11 @@ class Artifact:
 
     def _table_records(self, name: str) -> list[FileRecord]:
         return [output for output in self.manifest.outputs if tables.table_of(output.path) == name]
+
+    def table_names(self) -> list[str]:
+        """The names of its tables."""
+        names = (tables.table_of(output.path) for output in self.manifest.outputs)
+        return list(dict.fromkeys(name for name in names if name is not None))
 
     def table_files(self, name: str) -> list[Path]:
         """The files of one of its tables, in the order of their parts; empty if it has no such table."""

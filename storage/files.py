@@ -9,7 +9,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from patchsae.storage.errors import UserError
+from patchsae.storage.errors import Damaged, UserError
 from patchsae.storage.keys import digest_bytes, digest_file
 
 # The files that this process has found sound: path, size, time of change, inode, digest.
@@ -52,9 +52,9 @@ class FileRecord:
         try:
             data = read_regular(root / self.path)
         except OSError as error:
-            raise UserError(f"{root / self.path}: cannot be read ({error.strerror}); {REMEDY}") from None
+            raise Damaged(f"{root / self.path}: cannot be read ({error.strerror}); {REMEDY}") from None
         if digest_bytes(data) != self.sha256:
-            raise UserError(f"{root / self.path}: is not what was written (digest or size differ); {REMEDY}")
+            raise Damaged(f"{root / self.path}: is not what was written (digest or size differ); {REMEDY}")
         return data
 
     def check(self, root: Path) -> None:
@@ -71,7 +71,7 @@ class FileRecord:
             if self.is_sound(root):
                 _sound.add(seen)
                 return
-        raise UserError(f"{path}: is not what was written (digest or size differ); {REMEDY}")
+        raise Damaged(f"{path}: is not what was written (digest or size differ); {REMEDY}")
 
 
 def read_regular(path: Path) -> bytes:

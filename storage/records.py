@@ -15,7 +15,7 @@ from typing import Any
 
 from patchsae.storage.atomic import explaining_full_disk, remove, remove_temporaries, write_atomic
 from patchsae.storage.errors import UserError
-from patchsae.storage.files import read_regular
+from patchsae.storage.files import changed_at, read_regular
 from patchsae.storage.keys import canonical_json, digest_json, parse_json
 from patchsae.storage.locks import Busy, lock, refuse
 
@@ -134,6 +134,13 @@ class Records:
             name.removesuffix(".json") for name in names if name.endswith(".json") and name[0] != "."
         )
 
+    def changed_at(self) -> dict[str, float]:
+        """Name of every record -> when it was last written, in seconds since 1970."""
+        try:
+            return {name: changed_at(self._file(name)) for name in self._names()}
+        except OSError:
+            return {}
+
     def _read(self, name: str) -> ExperimentRecord | None:
         """The record of this name. None if there is none or it cannot be read."""
         try:
@@ -151,8 +158,7 @@ class Records:
 
     def current(self) -> dict[str, ExperimentRecord]:
         """The records without those of earlier versions of an experiment, by their names."""
-        found = self.all()
-        return {name: record for name, record in found.items() if not _is_earlier(name, record, found)}
+        return current_of(self.all())
 
     def of_name(self, name: str) -> list[ExperimentRecord]:
         """The records of a name, with those of `--set` and of earlier versions, as far as they can be read."""
@@ -221,6 +227,11 @@ class Records:
                     remove(self._file(name))
             except Busy:
                 raise UserError(f"{name}: is running; let it end before its record is forgotten.") from None
+
+
+def current_of(records: Mapping[str, ExperimentRecord]) -> dict[str, ExperimentRecord]:
+    """Of some records by their names, those that are not of an earlier version of an experiment."""
+    return {name: record for name, record in records.items() if not _is_earlier(name, record, records)}
 
 
 def _is_node(node: dict[str, Any]) -> bool:

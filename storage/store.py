@@ -394,6 +394,10 @@ class Store:
             if folder.parent.name not in _NO_STAGES and _KEY.fullmatch(folder.name)
         ]
 
+    def stamps(self) -> dict[Path, tuple[int, int, int] | None]:
+        """Folder of every artifact -> its stamp, which changes when it is committed or built again."""
+        return {folder: Artifact("", "", folder).stamp for folder in self._folders()}
+
     def artifacts(self, stage: str | None = None) -> Iterator[tuple[Artifact, State]]:
         """Every artifact in the store, or of one stage, with its state, sorted by stage and then by age."""
         for folder in sorted(self._folders(stage), key=lambda path: (path.parent.name, changed_at(path))):

@@ -1,0 +1,60 @@
+"""`view`: one SAE on the images of one split with one backbone, and what the store has for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from patchsae.explorer.library import Library
+from patchsae.explorer.resources.columns import columns_of
+from patchsae.explorer.snapshot import Snapshot
+from patchsae.explorer.view import View
+from patchsae.storage.artifacts import Artifact
+from patchsae.storage.manifest import KEY_DIGITS
+
+
+def view(library: Library, arguments: Mapping[str, str]) -> dict[str, Any]:
+    """Everything about a view that is not about one latent, image or class."""
+    found = library.view(arguments["view"])
+    heads = library.heads()
+    head = next(one for one in heads if one["key"] == found.key)
+    return {
+        **head,
+        "columns": columns_of(library, found),
+        "layout": layout(found),
+        "tau": found.config.get("tau"),
+        "classes": found.n_classes,
+        "gallery": found.gallery is not None,
+        "masking": _named(found.snapshot, found.made_from("masking")),
+        "remapping": _named(found.snapshot, found.made_from("remapping")),
+        "siblings": [one for one in heads if one["sae_key"] == found.sae_key and one["key"] != found.key],
+        "words": False,
+        "pictures": False,
+        "pictures_why": None,
+        "attributes": [],
+    }
+
+
+def layout(found: View) -> dict[str, Any] | None:
+    """LAYOUT of the view's images; None if the activations are no longer in the store."""
+    if found.activations is None:
+        return None
+    from patchsae.storage.activations import Activations
+
+    tokens = Activations(found.activations).layout
+    return {
+        "prefix": tokens.n_prefix,
+        "grid": list(tokens.grid),
+        "suffix": tokens.n_suffix,
+        "prefix_names": ["CLS", *(f"register {i}" for i in range(1, tokens.n_prefix))][: tokens.n_prefix],
+        "suffix_names": [f"prompt {i + 1}" for i in range(tokens.n_suffix)],
+    }
+
+
+def _named(snapshot: Snapshot, artifacts: list[Artifact]) -> list[dict[str, str]]:
+    found = []
+    for artifact in artifacts:
+        place = next(iter(snapshot.places(artifact.stage, artifact.key)), None)
+        name = place.name if place else artifact.key[:KEY_DIGITS]
+        found.append({"key": artifact.key[:KEY_DIGITS], "name": name})
+    return found

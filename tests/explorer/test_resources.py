@@ -1,0 +1,99 @@
+"""What the resources answer for a small finished experiment, against its tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+import pytest
+from starlette.testclient import TestClient
+
+from patchsae.storage.store import Store
+from tests.explorer.conftest import Open
+
+
+@pytest.fixture
+def client(explore: Open, small_store: Store) -> TestClient:
+    return explore(small_store)
+
+
+def ask(client: TestClient, path: str, **query: Any) -> dict[str, Any]:
+    answered = client.get(f"/api/{path}", params=query)
+    assert answered.status_code == 200, answered.text
+    found: dict[str, Any] = answered.json()
+    return found
+
+
+def view_of(client: TestClient) -> str:
+    return str(ask(client, "home")["views"][0]["key"])
+
+
+def table(store: Store, stage: str, name: str) -> pl.DataFrame:
+    [artifact] = store.committed(stage)
+    return artifact.scan(name).collect()
+
+
+def test_home_tells_what_the_store_holds(client: TestClient, small_store: Store) -> None:
+    home = ask(client, "home")
+    [experiment] = home["experiments"]
+    assert experiment["name"] == "small" and not experiment["earlier"]
+    nodes = {node["address"]: node for node in experiment["nodes"]}
+    assert nodes["train/relu"]["state"] == "committed"
+    assert nodes["statistics/statistics"]["inputs"]["sae"] == "train/relu"
+    [view], [sae], [frontier] = home["views"], home["saes"], home["frontiers"]
+    assert (view["sae"], view["dataset"], view["split"]) == ("relu", "digits", "train")
+    assert sae["views"] == [view["key"]] and sae["d"] == 32 and sae["n_latents"] == 512
+    assert frontier["picked"] == sae["key"] and frontier["rows"][0]["sae"] == "relu"
+    assert {one["kind"] for one in home["comparisons"]} == {"remapping", "matching"}
+    assert home["problems"] == [] and home["advice"] is None
+
+
+def test_a_latent_has_its_rows_of_the_tables(client: TestClient, small_store: Store) -> None:
+    view = view_of(client)
+    top, pairs = (table(small_store, "statistics", name) for name in ("latent_images", "class_latents"))
+    number = int(pairs["latent"].mode()[0])
+    found = ask(client, f"latent/{view}/{number}")
+    mine = top.filter(latent=number).sort("rank")
+    assert [one["image"] for one in found["top"]] == mine["image"].to_list()
+    images = table(small_store, "index", "images")
+    assert found["top"][0]["source"] == images["source"][int(mine["image"][0])]
+    of_latent = pairs.filter(latent=number)
+    assert found["n_classes"] == len(of_latent)
+    assert sum(one["n_images"] for one in found["classes"]) == of_latent["n_images"].sum()
+    assert found["row"]["n_images"] == of_latent["n_images"].sum()
+
+
+def test_latents_are_filtered_sorted_and_paged(client: TestClient, small_store: Store) -> None:
+    view, latents = view_of(client), table(small_store, "statistics", "latents")
+    asked = {"where": "frequency>0.01;dead=false", "sort": "-frequency", "limit": 3, "offset": 2}
+    found = ask(client, f"latents/{view}/rows", **asked)
+    kept = latents.filter((pl.col("frequency") > 0.01) & ~pl.col("dead")).sort(
+        "frequency", descending=True, maintain_order=True
+    )
+    assert found["n_matched"] == len(kept) > 5 and found["n_latents"] == 512
+    assert [row[0] for row in found["rows"]] == kept["latent"][2:5].to_list()
+    column = ask(client, f"latents/{view}/column/label_entropy")
+    assert column["values"] == latents["label_entropy"].to_list()
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "words"),
+    [
+        ("latent/{view}/512", 404, "0 to 511"),
+        ("latent/{view}/-1", 404, "0 to 511"),
+        ("view/0123456789abcdef", 404, "is not in this store"),
+        ("class/{view}/10", 404, "0 to 9"),
+        ("latents/{view}/rows?where=frequenzy>1", 400, "frequency"),
+        ("latents/{view}/rows?where=frequency>much", 400, "is a number"),
+        ("latents/{view}/rows?where=frequency", 400, "is no condition"),
+        ("latents/{view}/rows?sort=nothing", 400, "no column `nothing`"),
+        ("latents/{view}/rows?limit=-1", 400, "is no whole number"),
+        ("sql?q=select from", 400, "query:"),
+        ("sql?q=select * from read_csv('/etc/passwd')", 400, "reads files"),
+        ("nothing", 404, "no such page"),
+    ],
+)
+def test_what_is_wrong_gets_a_sentence(client: TestClient, path: str, status: int, words: str) -> None:
+    answered = client.get(f"/api/{path.format(view=view_of(client))}")
+    assert answered.status_code == status
+    assert words in answered.json()["error"]
