@@ -14,6 +14,7 @@ from patchsae.pipeline.backbones.backbone import (
     ExtractConfig,
     Outline,
 )
+from patchsae.pipeline.backbones.towers.framing import Framing
 from patchsae.pipeline.core.config import Unhashed
 from patchsae.pipeline.core.stage import Inputs
 
@@ -56,6 +57,9 @@ class AdaptedConfig(BackboneConfig):
         outline = self.base.outline()
         self.adapter.check(outline)
         return self.adapter.adapted(outline)
+
+    def framing(self) -> Framing:
+        return self.base.framing()
 
     def check_classes(self, names: Sequence[str], templates: Sequence[str]) -> None:
         self.adapter.check_classes(self.base, names, templates)

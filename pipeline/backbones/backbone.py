@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from patchsae.pipeline.backbones.towers.framing import Framing
 from patchsae.pipeline.core.config import Config, Unhashed
 from patchsae.pipeline.core.stage import Inputs
 from patchsae.storage.activations import ActivationDtype
@@ -125,8 +126,8 @@ class BackboneWiring(Protocol):
 
 
 class BackboneConfig(Config):
-    """Base of backbone configs. A subclass adds `kind: Literal[...] = ...`, `fingerprint`, `outline` and
-    `build`.
+    """Base of backbone configs. A subclass adds `kind: Literal[...] = ...`, `fingerprint`, `outline`,
+    `framing` and `build`.
 
     A backbone that is made from other artifacts, such as another backbone's weights or an adapter, names them
     in `inputs`, and `build` gets them.
@@ -171,6 +172,10 @@ class BackboneConfig(Config):
         shapes of its tensors. Raises UserError for whatever `build` would refuse and these show, with the
         same sentence: a tower that cannot be cut, a block that is out of range, a file that is not there.
         """
+        raise NotImplementedError
+
+    def framing(self) -> Framing:
+        """Which part of an image `Backbone.preprocess` makes the tower's input of. It needs no weights."""
         raise NotImplementedError
 
     def check_classes(self, names: Sequence[str], templates: Sequence[str]) -> None:

@@ -32,7 +32,19 @@ def _module(name: str) -> ModuleType:
         shell = ModuleType(_SHELL)
         shell.__path__ = [str(_folder())]
         sys.modules[_SHELL] = shell
+    if name == "pretrained" and f"{_SHELL}.{name}" not in sys.modules:
+        sys.modules[f"{_SHELL}.{name}"] = _without_torch(name)
     return importlib.import_module(f"{_SHELL}.{name}")
+
+
+def _without_torch(name: str) -> ModuleType:
+    """One of open_clip's modules, which imports `safetensors.torch`, and so torch, only to see if it is installed."""
+    path = _folder() / f"{name}.py"
+    module = ModuleType(f"{_SHELL}.{name}")
+    module.__package__, module.__file__ = _SHELL, str(path)
+    source = path.read_text(encoding="utf-8").replace("import safetensors.torch", "import safetensors")
+    exec(compile(source, path, "exec"), vars(module))
+    return module
 
 
 def model_names() -> list[str]:
@@ -59,6 +71,23 @@ def pretrained_tags(model: str) -> list[str]:
 def pretrained_tag(model: str, tag: str) -> dict[str, Any]:
     """What is known of published weights: where they are, their preprocessing, and `quick_gelu`."""
     return dict(_module("pretrained").get_pretrained_cfg(model, tag))
+
+
+def default_preprocessing() -> dict[str, Any]:
+    """The settings of open_clip's evaluation transform where published weights do not say otherwise.
+
+    They are the defaults of its `PreprocessCfg`, whose module imports torchvision.
+    """
+    constants = _module("constants")
+    return {
+        "size": 224,
+        "mode": "RGB",
+        "mean": constants.OPENAI_DATASET_MEAN,
+        "std": constants.OPENAI_DATASET_STD,
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+        "fill_color": 0,
+    }
 
 
 def fetch_pretrained(model: str, tag: str) -> Path:

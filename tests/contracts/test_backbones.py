@@ -15,6 +15,7 @@ from patchsae.pipeline.backbones.backbone import BackboneConfig, ExtractConfig
 from patchsae.pipeline.backbones.models.open_clip import OpenClipConfig
 from patchsae.pipeline.backbones.models.shapes_clip import ShapesClipConfig
 from patchsae.pipeline.backbones.models.wise_ft import WiseFtConfig
+from patchsae.pipeline.backbones.towers.framing import Framing
 from patchsae.pipeline.backbones.towers.vit import ClipVit
 from patchsae.pipeline.core import registry
 from patchsae.pipeline.experiment.dag import Dag
@@ -109,3 +110,24 @@ def test_bfloat16_stays_near_float32(config: BackboneConfig) -> None:
         images = pixels(full)
         error = (half.head(images) - full.head(images)).norm() / full.head(images).norm()
     assert error < 0.02
+
+
+def test_the_framing_is_that_of_the_preprocessing(config: BackboneConfig) -> None:
+    backbone, framing = config.build({}), config.framing()
+    assert framing == Framing.of(backbone.settings["preprocess"])
+    assert framing.size == backbone.image_size
+    rng = np.random.default_rng(0)
+    rows, columns = framing.size
+    pixels = rng.integers(0, 256, (rows * 2, columns * 2, 3), np.uint8)
+    left, top, right, bottom = framing.box(3 * columns, 2 * rows, framing.size)
+    # A picture that differs only outside of the box is the same to the model.
+    inside, other = (
+        Image.new("RGB", (3 * columns, 2 * rows)),
+        Image.new("RGB", (3 * columns, 2 * rows), "red"),
+    )
+    place = (round(left * 3 * columns), round(top * 2 * rows))
+    assert (left, right, top, bottom) == (1 / 6, 5 / 6, 0, 1)
+    for image in (inside, other):
+        image.paste(Image.fromarray(pixels), place)
+    near = (backbone.preprocess(inside) - backbone.preprocess(other)).abs()[:, 2:-2, 2:-2]
+    assert near.max() < 1e-6

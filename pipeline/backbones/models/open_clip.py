@@ -16,8 +16,9 @@ from patchsae.pipeline.backbones.checkpoints.check import check_activation, chec
 from patchsae.pipeline.backbones.checkpoints.load import load_into
 from patchsae.pipeline.backbones.checkpoints.read import file_fingerprint
 from patchsae.pipeline.backbones.towers.architecture import outline_of
+from patchsae.pipeline.backbones.towers.framing import Framing
 from patchsae.pipeline.backbones.towers.make import make_model, tower_of
-from patchsae.pipeline.backbones.towers.preprocessing import preprocessing_of
+from patchsae.pipeline.backbones.towers.preprocessing import preprocessing_of, published_framing
 from patchsae.pipeline.backbones.towers.tokenizer import (
     check_tokenizer,
     make_tokenizer,
@@ -117,6 +118,9 @@ class OpenClipConfig(BackboneConfig):
             settings["activation"] = "quick_gelu"
         cut = tower_of(model.visual)
         return cut(model, preprocess, tokenizer, self.extract, self.model, settings)
+
+    def framing(self) -> Framing:
+        return published_framing(self.model, self.pretrained or self.preprocessing)
 
     def _fetch(self) -> Path:
         try:

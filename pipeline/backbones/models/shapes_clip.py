@@ -8,6 +8,7 @@ from typing import Literal
 from patchsae.pipeline.backbones.backbone import Backbone, BackboneConfig, Outline
 from patchsae.pipeline.backbones.towers.architecture import outline_of
 from patchsae.pipeline.backbones.towers.clip import prompts_of
+from patchsae.pipeline.backbones.towers.framing import Framing
 from patchsae.pipeline.core.stage import Inputs
 from patchsae.pipeline.shapes import clip as shapes_clip
 from patchsae.storage.keys import digest_file, digest_json
@@ -31,6 +32,9 @@ class ShapesClipConfig(BackboneConfig):
 
     def outline(self) -> Outline:
         return outline_of(shapes_clip.config()["model_cfg"], self.extract, "shapes_clip")
+
+    def framing(self) -> Framing:
+        return Framing.of(shapes_clip.config()["preprocess_cfg"])
 
     def check_classes(self, names: Sequence[str], templates: Sequence[str]) -> None:
         shapes_clip.tokenizer().check(prompts_of(names, templates))

@@ -25,6 +25,7 @@ from patchsae.pipeline.backbones.backbone import (
 from patchsae.pipeline.backbones.checkpoints.check import header
 from patchsae.pipeline.backbones.checkpoints.convert import to_open_clip
 from patchsae.pipeline.backbones.checkpoints.read import file_fingerprint, read_state
+from patchsae.pipeline.backbones.towers.framing import Framing
 from patchsae.pipeline.backbones.towers.shapes import shapes_of
 from patchsae.pipeline.core.config import BackboneName, Location
 from patchsae.pipeline.core.stage import Inputs
@@ -84,6 +85,9 @@ class WiseFtConfig(BackboneConfig):
         outline = self._resolved_base().outline()
         self._check(header(self._path(), fingerprint), outline.shapes)
         return outline
+
+    def framing(self) -> Framing:
+        return self._resolved_base().framing()
 
     def check_classes(self, names: Sequence[str], templates: Sequence[str]) -> None:
         self._resolved_base().check_classes(names, templates)

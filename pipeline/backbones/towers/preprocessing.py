@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-from torch import Tensor
+from patchsae.pipeline.backbones.towers.framing import Framing
+from patchsae.pipeline.backbones.towers.shapes import is_plain, pair
+from patchsae.pipeline.core.open_clip_data import (
+    default_preprocessing,
+    model_config,
+    pretrained_tag,
+    pretrained_tags,
+)
 
-from patchsae.pipeline.backbones.towers.shapes import is_plain
-from patchsae.pipeline.core.open_clip_data import pretrained_tag, pretrained_tags
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
 
 
 def preprocessing_of(
@@ -21,17 +27,30 @@ def preprocessing_of(
     Without a tag, CLIP's own. For models that are no plain CLIP, such as SigLIP and CLIPA, it is that of their
     published weights, where all of these have the same.
     """
-    from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    settings = {**_published(architecture, model, tag), "size": image_size}
+    return image_transform_v2(PreprocessCfg(**settings), is_train=False), settings
+
+
+def published_framing(model: str, tag: str | None) -> Framing:
+    """The framing of the images of a model that `preprocessing_of` preprocesses."""
+    architecture = model_config(model)
+    image_size = pair(architecture["vision_cfg"].get("image_size", 224))
+    return Framing.of({**_published(architecture, model, tag), "size": image_size})
+
+
+def _published(architecture: Mapping[str, Any], model: str, tag: str | None) -> dict[str, Any]:
+    """The settings of published weights, but for the size."""
 
     def of(one: str) -> dict[str, Any]:
-        return merge_preprocess_dict(asdict(PreprocessCfg()), pretrained_tag(model, one))
+        default = default_preprocessing()
+        found = pretrained_tag(model, one)
+        return default | {name: found[name] for name in default if found.get(name) is not None}
 
     if tag is not None:
-        settings = of(tag)
-    else:
-        published = [of(one) for one in pretrained_tags(model)]
-        has_its_own = not is_plain(architecture) or "hf_tokenizer_name" in architecture["text_cfg"]
-        agree = bool(published) and all(one == published[0] for one in published)
-        settings = published[0] if has_its_own and agree else asdict(PreprocessCfg())
-    settings["size"] = image_size
-    return image_transform_v2(PreprocessCfg(**settings), is_train=False), settings
+        return of(tag)
+    published = [of(one) for one in pretrained_tags(model)]
+    has_its_own = not is_plain(architecture) or "hf_tokenizer_name" in architecture["text_cfg"]
+    agree = bool(published) and all(one == published[0] for one in published)
+    return published[0] if has_its_own and agree else default_preprocessing()

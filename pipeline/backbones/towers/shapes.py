@@ -8,9 +8,10 @@ it with open_clip's for all of them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Shapes = dict[str, tuple[int, ...]]
 
