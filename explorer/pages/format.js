@@ -42,12 +42,6 @@ export function moment(iso) {
   return date.toLocaleString("en-GB", { day: "numeric", month: "short", year: "numeric", hour: "2-digit", minute: "2-digit" });
 }
 
-// The name of a view as people say it.
-export function viewName(view) {
-  const split = view.split ? ` ${view.split}` : "";
-  return `${view.sae} on ${view.dataset}${split}, ${view.backbone}`;
-}
-
 // The name of token t: "CLS", "row 3, column 5", "prompt 2".
 export function tokenName(layout, token) {
   const [rows, columns] = layout.grid;

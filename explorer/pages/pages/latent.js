@@ -1,0 +1,188 @@
+// One latent: what it sees, how strongly, in which classes, and which latents are near.
+
+import { change, go, makeAddress } from "../address.js";
+import { fill, h } from "../dom.js";
+import { barList, histogram } from "../draw/bars.js";
+import { MAP_MODES } from "../draw/map.js";
+import { tile } from "../draw/tile.js";
+import { count, number, percent, whole, words } from "../format.js";
+import { onPage } from "../keys.js";
+import { choice, facts, select, table, told } from "../parts/controls.js";
+import { note, panel, show } from "../parts/states.js";
+import { get } from "../source.js";
+import { columnOf, viewOf } from "../state.js";
+
+const FACTS = ["frequency", "n_images", "mean_activation", "max_activation", "label_entropy", "n_classes"];
+
+// Tiles of examples, whose maps come later. {element, tiles: [{image, set}]}.
+function tilesOf(view, examples, latent, detail) {
+  const tiles = examples.map((example) => ({ image: example.image, ...tile(view, example, {
+    href: makeAddress(["v", view.key, "image", example.image], { latents: latent }),
+    detail: detail === undefined ? number(example.activation, 3) : detail(example) }) }));
+  return { element: h("div", { class: "tiles large" }, tiles.map((one) => one.element)), tiles };
+}
+
+// Keeps the maps of many tiles in the mode that is chosen.
+function painter(mode) {
+  const groups = [];
+  let now = mode;
+  const paint = ({ tiles, maps }) => tiles.forEach((one) => one.set({ values: maps ? maps.maps[one.image] || null : null,
+    max: maps ? maps.max : 0, mode: now }));
+  return {
+    add(tiles, maps) {
+      const group = { tiles, maps: null };
+      groups.push(group);
+      paint(group);
+      return maps.then((value) => {
+        group.maps = value;
+        paint(group);
+      });
+    },
+    set(next) {
+      now = next;
+      groups.forEach(paint);
+    },
+  };
+}
+
+function examplesPanel(view, answer, paint, maps) {
+  const top = tilesOf(view, answer.top, answer.latent);
+  const missing = h("p", { class: "note" });
+  const wait = [paint.add(top.tiles, maps)];
+  const groups = answer.examples.map((group) => {
+    const made = tilesOf(view, group.images, answer.latent);
+    wait.push(paint.add(made.tiles, maps));
+    return h("section", { data: { role: "quantile" } }, h("h3", null, group.name, h("span", { class: "soft small" },
+      ` of the images that fire it: activation ${number(group.low, 3)} to ${number(group.high, 3)}`)), made.element);
+  });
+  Promise.all(wait).catch((error) => {
+    missing.textContent = error.message;
+  });
+  return [
+    panel(h("header", null, h("h2", null, "Top images"), h("span", { class: "soft" }, "largest mean activation over the tokens first"),
+      h("span", { class: "gap" }), choice("Maps", MAP_MODES, here(), (mode) => change({ map: mode === "heat" ? null : mode }, true))),
+    { data: { role: "top" } }, answer.top.length ? top.element : note("No image of this split fires the latent: it is dead."), missing,
+    view.pictures === false && view.pictures_why ? note(view.pictures_why) : null),
+    groups.length ? panel("From the middle and below", null, h("div", { class: "stack" }, groups))
+      : answer.top.length ? note("Images from the middle and the low quantiles, the histogram and co-firing latents are in tables of the evaluation `gallery`: add one to the experiment and run it again.") : null,
+  ];
+}
+
+function here() {
+  return new URLSearchParams(location.hash.split("?")[1] || "").get("map") || "heat";
+}
+
+function classesPanel(view, answer) {
+  if (!answer.classes.length) return null;
+  const total = answer.row.n_images;
+  return panel(h("header", null, h("h2", null, "Classes"), h("span", { class: "soft" },
+    `${count(answer.n_classes, "class", "classes")}, entropy ${number(answer.row.label_entropy, 3)}`)), { data: { role: "classes" } },
+  barList(answer.classes.slice(0, 12).map((one) => ({ name: one.name, value: one.n_images, text: `${whole(one.n_images)}`,
+    href: makeAddress(["v", view.key, "class", one.class]),
+    title: `${one.name}: ${count(one.n_images, "image")} fire it, which is ${percent(one.share)} of the class and ${percent(total ? one.n_images / total : 0)} of all that do` }))),
+  answer.classes.length > 12 ? h("details", { class: "small" }, h("summary", null, `${answer.classes.length - 12} more`), table("Classes of the latent",
+    [{ name: "class" }, { name: "n_images", number: true }, { name: "share of the class", number: true }, { name: "mean_activation", number: true }],
+    answer.classes.map((one) => [h("a", { href: makeAddress(["v", view.key, "class", one.class]) }, one.name), whole(one.n_images),
+      percent(one.share), number(one.mean_activation)]))) : null);
+}
+
+function latentLink(view, latent) {
+  return h("a", { href: makeAddress(["v", view.key, "latent", latent]) }, String(latent));
+}
+
+function nearPanel(view, answer) {
+  const place = h("div");
+  show(place, get(`neighbours/${view.key}/${answer.latent}`), ({ neighbours }) => barList(neighbours.slice(0, 10).map((one) => ({
+    name: `${one.latent}${one.dead ? " (dead)" : ""}`, value: Math.max(0, one.cosine), text: number(one.cosine, 3),
+    href: makeAddress(["v", view.key, "latent", one.latent]), data: { latent: one.latent } })), 1), () => note("The SAE's weights are not in the store."));
+  return panel(h("header", null, h("h2", null, "Nearest decoders"), h("span", { class: "soft" }, "cosine of W_dec rows")), null, place);
+}
+
+function cofiringPanel(view, answer) {
+  if (!answer.cofiring) return null;
+  return panel(h("header", null, h("h2", null, "Fires together with")), null, answer.cofiring.length
+    ? table("Co-firing latents", [{ name: "latent" }, { name: "images", number: true }, { name: "jaccard", number: true, title: "Images that fire both, as a share of those that fire one of them." }],
+      answer.cofiring.slice(0, 12).map((one) => [latentLink(view, one.latent), whole(one.n_both ?? one.n_images), number(one.jaccard, 3)]))
+    : note("No other latent fires on the same images often."));
+}
+
+function siblingsPanel(view, answer, query, paint) {
+  if (!answer.siblings.length) return null;
+  const chosen = answer.siblings.find((one) => one.view === query.beside);
+  const names = [...new Set(["frequency", "mean_activation", "label_entropy"])].filter((name) => answer.row[name] !== undefined);
+  const rows = [[h("strong", null, view.label), ...names.map((name) => number(answer.row[name]))], ...answer.siblings.slice(0, 60).map((one) => [
+    h("a", { href: makeAddress(["v", one.view, "latent", answer.latent]) }, one.label || `${one.dataset}, ${one.backbone}`),
+    ...names.map((name) => number(one.row ? one.row[name] : null))])];
+  const beside = h("div");
+  if (chosen) {
+    show(beside, Promise.all([viewOf(chosen.view), get(`latent/${chosen.view}/${answer.latent}`)]), ([other, theirs]) => {
+      const left = tilesOf(view, answer.top.slice(0, 12), answer.latent);
+      const right = tilesOf(other, theirs.top.slice(0, 12), answer.latent);
+      paint.add(left.tiles, get(`maps/${view.key}/${answer.latent}`)).catch(() => null);
+      paint.add(right.tiles, get(`maps/${other.key}/${answer.latent}`)).catch(() => null);
+      return h("div", { class: "halves", data: { role: "beside" } },
+        h("div", null, h("h3", null, view.label), left.element),
+        h("div", null, h("h3", null, h("a", { href: makeAddress(["v", other.key, "latent", answer.latent]) }, other.label)),
+          theirs.top.length ? right.element : note("Dead there: no image fires it.")));
+    });
+  }
+  return panel(h("header", null, h("h2", null, "The same latent elsewhere"), h("span", { class: "soft" }, count(answer.siblings.length, "other view")),
+    h("span", { class: "gap" }), select("side by side with", [["", "none"], ...answer.siblings.map((one) => [one.view, one.label || `${one.dataset}, ${one.backbone}`])],
+      chosen ? chosen.view : "", (value) => change({ beside: value }))), { data: { role: "siblings" } },
+  beside, h("details", { open: !chosen && answer.siblings.length <= 8 }, h("summary", null, "Its numbers there"),
+    table("The same latent in other views", [{ name: "view" }, ...names.map((name) => ({ name, number: true }))], rows)));
+}
+
+function numbersPanel(view, answer) {
+  const entries = Object.entries(answer.row).filter(([name]) => name !== "latent");
+  return panel("All numbers", null, h("dl", { class: "pairs" }, entries.map(([name, value]) => [
+    h("dt", null, told(name, columnOf(view, name)?.sentence)), h("dd", null, number(value))])));
+}
+
+export async function latentPage({ latent: id }, query, view) {
+  const answer = await get(`latent/${view.key}/${id}`);
+  const latent = answer.latent;
+  const paint = painter(query.map || "heat");
+  const maps = answer.top.length ? get(`maps/${view.key}/${latent}`) : Promise.resolve({ maps: {}, max: 0 });
+  maps.catch(() => null);
+  const to = (other) => makeAddress(["v", view.key, "latent", other], { map: query.map, beside: query.beside });
+  const step = (other) => (other === null || other === undefined ? null : go(["v", view.key, "latent", other], { map: query.map, beside: query.beside }));
+  onPage(["ArrowRight", "j"], "next latent that fires", () => step(answer.next), { ArrowRight: "→" });
+  onPage(["ArrowLeft", "k"], "previous latent that fires", () => step(answer.previous), { ArrowLeft: "←" });
+  onPage(["m"], "next way to draw maps", () => {
+    const modes = MAP_MODES.map(([mode]) => mode);
+    const next = modes[(modes.indexOf(here()) + 1) % modes.length];
+    change({ map: next === "heat" ? null : next }, true);
+  });
+  const arrow = (other, sign, text) => (other === null || other === undefined
+    ? h("button", { disabled: true, "aria-label": text }, sign)
+    : h("a", { class: "button", href: to(other), "aria-label": `${text}: latent ${other}`, title: `${text}: ${other}` }, sign));
+  const beside = h("div");
+  const draw = (next) => fill(beside, siblingsPanel(view, answer, next, paint));
+  draw(query);
+  const name = answer.row.name;
+  const element = h("div", { class: "stack", data: { latent } },
+    h("div", { class: "head" },
+      h("h1", null, `Latent ${latent}`), name ? h("p", { class: "lead" }, String(name)) : null,
+      answer.row.dead ? h("span", { class: "badge bad" }, "dead") : null,
+      answer.row.dense ? h("span", { class: "badge warn" }, "dense") : null,
+      h("span", { class: "gap" }), h("span", { class: "soft small" }, `of ${whole(answer.n_latents)}`),
+      arrow(answer.previous, "←", "Previous latent that fires"), arrow(answer.next, "→", "Next latent that fires")),
+    facts(FACTS.filter((column) => column in answer.row).map((column) => [column, number(answer.row[column]), columnOf(view, column)?.sentence])),
+    h("div", { class: "split" },
+      h("div", { class: "stack" }, examplesPanel(view, answer, paint, maps), beside),
+      h("div", { class: "stack" },
+        answer.histogram && answer.histogram.n_tokens.length ? panel("Activations", { data: { role: "histogram" } }, histogram(answer.histogram,
+          `Histogram of the activations of ${whole(answer.row.n_tokens)} tokens, at most ${number(answer.row.max_activation)}`)) : null,
+        classesPanel(view, answer), nearPanel(view, answer), cofiringPanel(view, answer), numbersPanel(view, answer))));
+  let last = query;
+  return {
+    element, title: `Latent ${latent}`,
+    update(next) {
+      paint.set(next.map || "heat");
+      for (const button of element.querySelectorAll("[data-role=top] .choice button")) button.setAttribute("aria-pressed", String(button.dataset.value === (next.map || "heat")));
+      if ((next.beside || "") !== (last.beside || "")) draw(next);
+      last = next;
+    },
+  };
+}
