@@ -6,10 +6,10 @@ import hashlib
 import logging
 from typing import Any
 
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from patchsae.explorer.content import dump
 from patchsae.explorer.errors import Absent
 from patchsae.explorer.library import Library
 from patchsae.explorer.resources import routes
@@ -68,7 +68,7 @@ class Answers:
             found = resource.function(self._library, arguments)
         headers = {"etag": etag, "cache-control": "no-cache"} if is_fixed else {"cache-control": "no-store"}
         if among is routes.RESOURCES:
-            return Response(_dump(found), media_type="application/json", headers=headers)
+            return Response(dump(found), media_type="application/json", headers=headers)
         if found.max_age:
             headers["cache-control"] = f"private, max-age={found.max_age}"
         return Response(found.data, media_type=found.media_type, headers={**headers, **found.headers})
@@ -77,13 +77,8 @@ class Answers:
 def sentence(status: int, text: str) -> Response:
     """An error as the pages show it."""
     headers = {"cache-control": "no-store"}
-    return Response(_dump({"error": text}), status, media_type="application/json", headers=headers)
+    return Response(dump({"error": text}), status, media_type="application/json", headers=headers)
 
 
 def _etag(*parts: str) -> str:
     return f'W/"{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]}"'
-
-
-def _dump(value: Any) -> bytes:
-    """JSON without NaN and infinity, for which null stands."""
-    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)

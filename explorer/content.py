@@ -1,9 +1,12 @@
-"""`Content`: bytes that the server sends as they are, such as a picture or a table as CSV."""
+"""`Content`: bytes that are sent or written as they are, such as a picture; and `dump`, by which values become bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
 
 
 @dataclass(frozen=True)
@@ -14,3 +17,8 @@ class Content:
     media_type: str
     headers: Mapping[str, str] = field(default_factory=dict)
     max_age: int = 0
+
+
+def dump(value: Any) -> bytes:
+    """JSON without NaN and infinity, for which null stands."""
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
