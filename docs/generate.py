@@ -23,6 +23,7 @@ from patchsae import pipeline
 from patchsae.pipeline.adapters.adapt import ADAPTER_TRAINING
 from patchsae.pipeline.core.config import Config
 from patchsae.pipeline.evaluations.adaptation.tables import ADAPTATION, ADAPTATION_SEEDS
+from patchsae.pipeline.evaluations.gallery.tables import TABLES as GALLERY_TABLES
 from patchsae.pipeline.evaluations.kinds.frontier import FRONTIER
 from patchsae.pipeline.evaluations.masking.table import masking_schema
 from patchsae.pipeline.evaluations.matching.tables import MATCHING, MATCHING_LATENTS
@@ -60,6 +61,7 @@ TABLES: dict[str, tuple[TableSchema, ...]] = {
     "adapt": (ADAPTER_TRAINING,),
     "train": (TRAINING,),
     "statistics": (latents_schema(TableSettings().quantiles), LATENT_IMAGES, CLASS_LATENTS),
+    "gallery": GALLERY_TABLES,
     "masking": (masking_schema(("colour",)),),
     "reconstruction": (RECONSTRUCTION, FIRING_HISTOGRAM),
     "frontier": (FRONTIER,),
@@ -76,6 +78,7 @@ adapters: {probe: {kind: linear_probe, dataset: images, backbone: clip}}
 saes: {sae: {kind: topk, dataset: images, backbone: clip}}
 evaluations:
   statistics: {kind: statistics, sae: sae}
+  gallery: {kind: gallery, statistics: statistics}
   masking: {kind: masking, statistics: statistics}
   reconstruction: {kind: reconstruction, sae: sae}
   frontier: {kind: frontier}

@@ -112,6 +112,10 @@ class ScratchArrays:
         with self._open() as file:
             return np.asarray(file.get_tensor(key))
 
+    def __contains__(self, key: str) -> bool:
+        with self._open() as file:
+            return key in file.keys()  # noqa: SIM118 (a safetensors file is no mapping)
+
     def rows(self, key: str, start: int, stop: int) -> np.ndarray:
         """The rows `start` to `stop` (`start < stop`) of an array; the other rows are not read."""
         with self._open() as file:

@@ -31,11 +31,16 @@ class Column:
 
 @dataclass(frozen=True)
 class TableSchema:
-    """A table's name and columns. The writer adds the column `artifact`."""
+    """A table's name and columns. The writer adds the column `artifact`.
+
+    Parquet files are read in groups of `rows_per_group` rows. A table that is sorted by what it is asked for has small
+    ones, so that little is read for a few rows.
+    """
 
     name: str
     description: str
     columns: tuple[Column, ...]
+    rows_per_group: int = 1 << 18
 
     def arrow(self) -> pa.Schema:
         own = [
@@ -88,7 +93,9 @@ def table_of(output: str) -> str | None:
 def encode(schema: TableSchema, values: Values, key: str) -> bytes:
     """A table of the artifact `key` as the bytes of a Parquet file."""
     out = pa.BufferOutputStream()
-    pq.write_table(to_arrow(schema, values, key), out, compression="zstd", row_group_size=1 << 18)
+    pq.write_table(
+        to_arrow(schema, values, key), out, compression="zstd", row_group_size=schema.rows_per_group
+    )
     return bytes(out.getvalue())
 
 

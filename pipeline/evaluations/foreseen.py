@@ -1,7 +1,8 @@
-"""What the evaluations `statistics`, `masking` and `reconstruction` predict in the same way."""
+"""What several evaluations predict in the same way."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from patchsae.pipeline.core.machine import memory, products, waiting
@@ -62,6 +63,11 @@ class Foreseen:
             return []
         n = self.n_latents if n_latents is None else n_latents
         return [(products("float32", self.width), float(self.n_images) * self.tokens * self.width * n)]
+
+
+def distinct(n_draws: float, n_latents: int) -> float:
+    """About how many of the latents occur among so many draws of any of them."""
+    return n_latents * -math.expm1(-n_draws / n_latents)
 
 
 def foresee(config: ImagesConfig, split: str, inputs: Upstreams) -> Foreseen | None:

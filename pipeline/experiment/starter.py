@@ -137,6 +137,7 @@ def starter(folder: Path, target: Path, backbone: BackboneConfig, backbone_lines
         "",
         "evaluations:",
         "  statistics: {kind: statistics, sae: topk}      # how often each latent fires, and its top images",
+        "  gallery: {kind: gallery, statistics: statistics}    # more images of each latent, for the explorer",
         *_zero_shot(backbone, images.n_classes, split),
     ]
     text = "\n".join(lines) + "\n"

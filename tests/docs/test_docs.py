@@ -39,6 +39,7 @@ saes:
   other: {kind: topk, k: 4, n_latents: 48, batch_size: 128, n_steps: 5, dataset: digits, backbone: clip}
 evaluations:
   statistics: {kind: statistics, sae: relu}
+  gallery: {kind: gallery, statistics: statistics}
   of-other: {kind: statistics, sae: other}
   masking: {kind: masking, statistics: statistics, ks: [1, 10], n_random: 1}
   of-digits: {kind: masking, statistics: of-other, ks: [1, 10], n_random: 1, prompts: {templates: ["a photo"]}}

@@ -31,6 +31,7 @@ ADDRESSES = [
     "frontier/frontier",
     "remapping/remapping",
     "matching/matching",
+    "gallery/gallery",
     "masking/masking",
 ]
 

@@ -51,7 +51,7 @@ def test_only_patchsae_is_installed(tmp_path: Path) -> None:
 def test_a_folder_with_the_same_names_disturbs_nothing(clashing: Path) -> None:
     done = run(clashing, PATCHSAE, "plan", "demo", "--store", "a store")
     assert done.returncode == 0, done.stderr
-    assert "16 stages: 0 cached, 16 to run" in done.stdout
+    assert "17 stages: 0 cached, 17 to run" in done.stdout
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from patchsae.pipeline.evaluations.gallery.embeddings import Embeddings
 from patchsae.pipeline.results.tables import Catalog
 from patchsae.pipeline.saes.sae import load_sae
 from patchsae.storage import tables
@@ -47,6 +48,8 @@ def values_of(artifact: Artifact) -> tuple[dict[str, Any], dict[str, np.ndarray]
         sae = load_sae(artifact)
         for name, tensor in sae.tensors().items():
             floats[f"norms.{name}"] = tensor.double().norm().numpy()
+    if artifact.stage == "gallery":
+        floats |= vars(Embeddings.read(artifact))
     for table in {tables.table_of(output.path) for output in manifest.outputs} - {None}:
         for column in artifact.scan(str(table)).drop("artifact").collect():
             name = f"{table}.{column.name}"

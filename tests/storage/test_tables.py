@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -49,6 +50,18 @@ def test_an_artifact_reads_its_own_tables(tmp_path: Path) -> None:
     assert store.at("make", second).scan("things").collect()["thing"].to_list() == [0, 1]
     with pytest.raises(UserError, match=r"has no table `thongs`"):
         store.at("make", first).scan("thongs")
+
+
+def test_a_table_is_written_in_row_groups_of_the_size_of_its_schema(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    builder = store.begin(store.at("make", artifact_key("make", 1, {}, {})))
+    small = replace(SCHEMA, rows_per_group=10)
+    builder.write_table(small, {"thing": range(25), "note": ["x"] * 25})
+    file = pq.ParquetFile(builder.path / "tables" / "things.parquet")
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [10, 10, 5]
+    # The group that a row is in is found without reading the others.
+    bounds = [file.metadata.row_group(i).column(0).statistics for i in range(3)]
+    assert [(one.min, one.max) for one in bounds] == [(0, 9), (10, 19), (20, 24)]
 
 
 def test_columns_must_match_the_schema(tmp_path: Path) -> None:

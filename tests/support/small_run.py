@@ -29,6 +29,7 @@ evaluations:
   frontier: {{kind: frontier}}
   remapping: {{kind: remapping, before: statistics, after: statistics, taus: [0.02], ks: [5, all], n_bootstrap: 20}}
   matching: {{kind: matching, first: relu, second: relu, limit: 100}}
+  gallery: {{kind: gallery, statistics: statistics, n_images: 500, n_per_band: 3, n_cofiring: 5, n_embedded: 80}}
   masking: {{kind: masking, statistics: statistics, ks: [1, 5, 50], n_random: 2}}
 """
 SWEEP = """
@@ -54,6 +55,7 @@ ADDRESSES = {
     "frontier": "frontier/frontier",
     "remapping": "remapping/remapping",
     "matching": "matching/matching",
+    "gallery": "gallery/gallery",
     "masking": "masking/masking",
 }
 ADAPTED = """

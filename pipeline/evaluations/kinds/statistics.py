@@ -7,7 +7,6 @@ tables.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
@@ -21,7 +20,7 @@ from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Upstre
 from patchsae.pipeline.core.stage import Inputs, PartStage, Runtime, Stage, Within
 from patchsae.pipeline.evaluations.evaluated import EvaluatedImages, choose_encoder, open_encoder
 from patchsae.pipeline.evaluations.evaluation import AppliedConfig, EvaluationConfig, ImagesConfig, Wiring
-from patchsae.pipeline.evaluations.foreseen import foresee
+from patchsae.pipeline.evaluations.foreseen import distinct, foresee
 from patchsae.pipeline.evaluations.statistics.counts import PartCounts
 from patchsae.pipeline.evaluations.statistics.effort import counting
 from patchsae.pipeline.evaluations.statistics.merge import (
@@ -151,8 +150,8 @@ def _predict(config: StatisticsConfig, inputs: Upstreams) -> Prediction:
     known = foresee(config, config.split, inputs)
     if known is None:
         return Prediction()
-    fired = _distinct(known.l0 * known.tokens / 2, known.n_latents)
-    alive = _distinct(known.n_images * fired, known.n_latents)
+    fired = distinct(known.l0 * known.tokens / 2, known.n_latents)
+    alive = distinct(known.n_images * fired, known.n_latents)
     pairs = min(known.n_classes * known.n_latents, known.n_images * fired) * _SHARE_OF_PAIRS
     top = min(known.n_latents * config.k_images, known.n_images * fired) * _SHARE_OF_PAIRS
     n_bytes = (
@@ -167,11 +166,6 @@ def _predict(config: StatisticsConfig, inputs: Upstreams) -> Prediction:
     scratch = known.n_parts * per_part + round(24 * min(pairs * known.n_parts, known.n_images * fired))
     counted = [(counting(), known.n_pairs)] if known.is_dense else []
     return Prediction({"n_images": known.n_images}, n_bytes, scratch, [*known.encoding(), *counted])
-
-
-def _distinct(n_draws: float, n_latents: int) -> float:
-    """About how many of the latents occur among so many draws of any of them."""
-    return n_latents * -math.expm1(-n_draws / n_latents)
 
 
 STAGE = PartStage(

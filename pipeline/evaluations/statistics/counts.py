@@ -22,9 +22,9 @@ from patchsae.pipeline.saes.sparse.latents import DenseLatents, Latents, SparseL
 # bin is the leading bits of the float32 (exponent and 4 bits of the mantissa), so one shift finds it.
 BINS_PER_OCTAVE = 16
 _MANTISSA_SHIFT = 23 - 4
-_FIRST_OCTAVE, _N_OCTAVES = -14, 24
+FIRST_OCTAVE, _N_OCTAVES = -14, 24
 N_BINS = BINS_PER_OCTAVE * _N_OCTAVES
-_FIRST_BIN = (127 + _FIRST_OCTAVE) << 4
+_FIRST_BIN = (127 + FIRST_OCTAVE) << 4
 RELATIVE_ERROR = 1 / (2 * BINS_PER_OCTAVE)
 """Largest relative error if a value is taken to be the middle of its bin, for values inside the range."""
 
@@ -143,7 +143,7 @@ def bins_of(value: np.ndarray) -> np.ndarray:
 def bin_middles() -> np.ndarray:
     """The middle of every bin: float64 [N_BINS]."""
     octave, step = np.divmod(np.arange(N_BINS), BINS_PER_OCTAVE)
-    return 2.0 ** (_FIRST_OCTAVE + octave) * (1 + (step + 0.5) / BINS_PER_OCTAVE)
+    return 2.0 ** (FIRST_OCTAVE + octave) * (1 + (step + 0.5) / BINS_PER_OCTAVE)
 
 
 @dataclass

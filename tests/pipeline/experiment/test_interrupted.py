@@ -53,7 +53,7 @@ def outputs_of(artifact: Artifact) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    "stage", ["index", "extract", "statistics", "reconstruction", "masking", "remapping"]
+    "stage", ["index", "extract", "statistics", "reconstruction", "masking", "remapping", "gallery"]
 )
 def test_an_interrupted_stage_is_continued(
     stage: str, small_store: Store, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -65,6 +65,7 @@ def test_an_interrupted_stage_is_continued(
         "kinds.matching",
         "masking.worker",
         "remapping.worker",
+        "gallery.worker",
     ):
         monkeypatch.setattr(f"patchsae.pipeline.evaluations.{module}.images_per_block", lambda *_: 16)
     monkeypatch.setattr("patchsae.storage.activations._CHUNK_BYTES", 17 * 32 * 2 * 40)

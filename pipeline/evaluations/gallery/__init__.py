@@ -1,0 +1,1 @@
+"""Examples, histograms, companions and embeddings of every latent, for the evaluation `gallery`."""
