@@ -15,6 +15,7 @@ import polars as pl
 
 from patchsae.explorer.cache import Cache
 from patchsae.explorer.errors import Absent
+from patchsae.explorer.queries import Queries
 from patchsae.explorer.snapshot import Fingerprint, Snapshot
 from patchsae.explorer.view import SAE_STAGES, View, labels
 from patchsae.storage.artifacts import Artifact
@@ -35,6 +36,7 @@ class Library:
         self.version = version("patchsae")
         self.cache = Cache(cache_bytes)
         """Tables, and heavy objects such as backbones and SAEs. Its keys begin with what the object is."""
+        self.queries = Queries(store.root)
         self._snapshot: Snapshot | None = None
         self._lock = threading.Lock()
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from patchsae.pipeline.results.places import Place
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.keys import digest_json
 from patchsae.storage.manifest import KEY_DIGITS
-from patchsae.storage.records import ExperimentRecord, RecordedNode
+from patchsae.storage.records import ExperimentRecord
 from patchsae.storage.store import State, Store
 
 Stamp = tuple[int, int, int] | None
@@ -43,20 +44,6 @@ class Held:
     state: State
     stamp: Stamp
     fault: str | None = None
-
-
-@dataclass(frozen=True)
-class Place:
-    """A node of a recorded experiment: where an artifact has a name."""
-
-    experiment: str
-    address: str
-    node: RecordedNode
-
-    @property
-    def name(self) -> str:
-        """The address without the stage."""
-        return self.address.partition("/")[2]
 
 
 @dataclass(frozen=True)
@@ -121,7 +108,7 @@ class Snapshot:
         for experiment, record in self.records.items():
             for address, node in record.nodes.items():
                 found.setdefault((node.stage, node.key[:KEY_DIGITS]), []).append(
-                    Place(experiment, address, node)
+                    Place(experiment, record, node, address)
                 )
         return found
 

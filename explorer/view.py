@@ -8,7 +8,8 @@ from functools import cached_property
 from typing import Any
 
 from patchsae.explorer.errors import Absent
-from patchsae.explorer.snapshot import Place, Snapshot
+from patchsae.explorer.snapshot import Snapshot
+from patchsae.pipeline.results.places import Place
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.manifest import KEY_DIGITS
 
@@ -87,7 +88,7 @@ class View:
     def _companion(self, stage: str, names: set[str]) -> Artifact | None:
         """The artifact of a stage that the same experiment has for the same dataset or backbone."""
         for place in self.places:
-            for node in self.snapshot.records[place.experiment].nodes.values():
+            for node in place.record.nodes.values():
                 if node.stage == stage and all(node.names.get(n) == place.node.names.get(n) for n in names):
                     found = self.snapshot.find(stage, node.key)
                     if found is not None and found.state == "committed":
@@ -101,13 +102,9 @@ class View:
 
     @property
     def place(self) -> Place | None:
-        return self.places[0] if self.places else None
-
-    @property
-    def experiment(self) -> dict[str, Any] | None:
-        """The whole recorded experiment as JSON values, of the newest record that holds one."""
-        records = (self.snapshot.records[place.experiment].experiment for place in self.places)
-        return next((one for one in records if one is not None), None)
+        """Its node in the experiment that was recorded last, if that record holds the configs, or else in another."""
+        whole = (one for one in self.places if one.is_whole)
+        return next(whole, self.places[0] if self.places else None)
 
     def name(self, of: str) -> str | None:
         """The name of its dataset, backbone, sae or evaluation in the experiment that was recorded last."""

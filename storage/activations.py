@@ -26,11 +26,10 @@ from patchsae.storage.errors import Damaged, UserError
 from patchsae.storage.files import REMEDY, FileRecord
 from patchsae.storage.keys import digest_buffers
 from patchsae.storage.shards import NAN_BITS, encode, read_index
-from patchsae.storage.tokens import TokenLayout
+from patchsae.storage.tokens import ARRAY, METADATA, TokenLayout
 
 ActivationDtype = Literal["float16", "bfloat16"]
 
-ARRAY = "activations.zarr"
 _METADATA = "zarr.json"
 DIMENSIONS = ("image", "token", "channel")
 _CHUNK_BYTES = 2_500_000
@@ -124,7 +123,7 @@ class ActivationWriter:
         self.template = template
         # Everything in it follows from the arguments, so what a killed or damaged run left is replaced.
         metadata = _metadata(template, {**layout.attributes(), **attributes})
-        name = f"{ARRAY}/{_METADATA}"
+        name = METADATA
         if not FileRecord.of_bytes(name, metadata).is_sound(out.path):
             write_atomic(out.path / name, metadata)
         out.declare(name, metadata)
@@ -161,7 +160,7 @@ class Activations:
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
-        artifact.read(f"{ARRAY}/{_METADATA}")  # Raises UserError if it is damaged.
+        artifact.read(METADATA)  # Raises UserError if it is damaged.
         self._array: zarr.Array = zarr.open_array(artifact.path / ARRAY, mode="r", zarr_format=3)
         self.attributes: dict[str, Any] = dict(self._array.attrs)
         self.dtype: ActivationDtype = self.attributes["dtype"]

@@ -6,6 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from patchsae.storage.artifacts import Artifact
+from patchsae.storage.keys import parse_json
+
+ARRAY = "activations.zarr"
+METADATA = f"{ARRAY}/zarr.json"
+"""The file of an activation array that has its attributes."""
+
 TokenSelection = Literal["all", "patches", "prefix", "with_prompts"]
 """`all` tokens of the image are its prefix and its patches; `with_prompts` are these and the suffix."""
 
@@ -50,3 +57,8 @@ class TokenLayout:
         """The layout that the attributes of an activation array describe."""
         rows, columns = attributes["grid"]
         return cls(attributes["n_prefix_tokens"], (rows, columns), attributes.get("n_suffix_tokens", 0))
+
+
+def layout_of(activations: Artifact) -> TokenLayout:
+    """The layout of an artifact of the stage `extract`, read without loading Zarr. Raises UserError if it is damaged."""
+    return TokenLayout.of(parse_json(activations.read(METADATA))["attributes"])

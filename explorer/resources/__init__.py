@@ -41,6 +41,7 @@ first 16 digits of an artifact's key. A resource that is not there raises `Absen
              cofiring: [{latent, n_both, jaccard, ...}] | null,
              siblings: [{view, label, backbone, dataset, row}], previous, next}
         `share`: of the class's images in the split, those that fire the latent. `previous` and `next` are alive.
+        `examples` are the gallery's bands of quantiles, `siblings` at most 24 views, those of the same images first.
     class/VIEW/CLASS -> {class, name, n_images, latents: [{latent, n_images, n_tokens, mean_activation, frequency,
              share}], images: [EXAMPLE without rank, activation, token and token_activation],
              masking: [{key, name, curves: [CURVE], references: [REFERENCE], all: {curves, references}}]}
@@ -55,7 +56,8 @@ first 16 digits of an artifact's key. A resource that is not there raises `Absen
              summary: [{...the columns of `matching`}], n}
     matching/KEY/rows ? side, where, sort, offset, limit -> as latents/VIEW/rows
     tables -> {tables: [{name, columns: [{name, type, sentence}], n_artifacts}]}
-    sql ? q, experiment -> {columns, types, rows, n_rows, truncated}             also /sql.csv and /sql.parquet
+    sql ? q, experiment -> {columns, types, rows, n_rows, truncated, warnings: [sentence]}
+        At most 1000 rows of the n_rows that there are. `/sql.csv` and `/sql.parquet` download a million at most.
 
 Those of own images and pictures:
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from patchsae.explorer.resources.boxes import box
 from patchsae.explorer.view import View
 
 _CLASSES = 50
+_SIBLINGS = 24
 
 
 def latent(library: Library, arguments: Mapping[str, str]) -> dict[str, Any]:
@@ -34,14 +35,40 @@ def latent(library: Library, arguments: Mapping[str, str]) -> dict[str, Any]:
         "n_latents": view.n_latents,
         "row": table.row(number, named=True),
         "top": examples(library, view, top),
-        "examples": [],
-        "histogram": None,
+        **_gallery(library, view, number),
         "classes": classes,
         "n_classes": n_classes,
-        "cofiring": None,
         "siblings": _siblings(library, view, number),
         "previous": previous,
         "next": following,
+    }
+
+
+def _gallery(library: Library, view: View, number: int) -> dict[str, Any]:
+    """Examples from bands of quantiles, the histogram and the latents that fire on the same tokens."""
+    gallery = view.gallery
+    if gallery is None:
+        return {"examples": [], "histogram": None, "cofiring": None}
+
+    def of_latent(table: str) -> pl.DataFrame:
+        rows = gallery.scan(table).filter(pl.col("latent") == number)
+        return rows.drop("latent", "artifact").collect()
+
+    bands = of_latent("latent_examples").sort("low", "rank", descending=[True, False])
+    histogram = of_latent("latent_histograms").sort("low")
+    cofiring = of_latent("cofiring").sort("rank").rename({"other": "latent"})
+    return {
+        "examples": [
+            {
+                "name": f"{100 * low:.3g} to {100 * high:.3g} %",
+                "low": low,
+                "high": high,
+                "images": examples(library, view, rows.drop("low", "high")),
+            }
+            for (low, high), rows in bands.group_by("low", "high", maintain_order=True)
+        ],
+        "histogram": histogram.to_dict(as_series=False),
+        "cofiring": cofiring.to_dicts(),
     }
 
 
@@ -102,13 +129,14 @@ def _alive(table: pl.DataFrame, number: int) -> tuple[int | None, int | None]:
 
 
 def _siblings(library: Library, view: View, number: int) -> list[dict[str, Any]]:
-    """The same latent on other images, or under other backbones."""
-    found: list[dict[str, Any]] = []
-    heads: Sequence[dict[str, Any]] = library.heads()
-    for head in heads:
-        if head["sae_key"] == view.sae_key and head["key"] != view.key:
-            other = library.view(head["key"])
-            row = library.table(other.statistics, "latents").row(number, named=True)
-            about = {name: head[name] for name in ("label", "backbone", "dataset")}
-            found.append({"view": head["key"], **about, "row": row})
+    """The same latent under other backbones and on other images: those of the same images first, at most 24."""
+    heads = {one["key"]: one for one in library.heads()}
+    images = view.statistics.manifest.inputs["images"]
+    others = [one for one in library.views() if one.sae_key == view.sae_key and one.key != view.key]
+    others.sort(key=lambda one: one.statistics.manifest.inputs["images"] != images)
+    found = []
+    for other in others[:_SIBLINGS]:
+        row = library.table(other.statistics, "latents").row(number, named=True)
+        about = {name: heads[other.key][name] for name in ("label", "backbone", "dataset")}
+        found.append({"view": other.key, **about, "row": row})
     return found

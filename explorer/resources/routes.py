@@ -64,7 +64,9 @@ RESOURCES: tuple[Resource, ...] = (
 
 
 FILES: tuple[Resource, ...] = (
-    # Those of pictures and downloads, whose functions give `Content`. Their paths have no `/api/` in front.
+    # Their functions give `Content`, and their paths have no `/api/` in front.
+    Resource("sql.csv", tables.csv, live=True),
+    Resource("sql.parquet", tables.parquet, live=True),
 )
 
 

@@ -6,15 +6,17 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from patchsae.explorer.content import Content
 from patchsae.explorer.library import Library
-from patchsae.pipeline.results.sql import describe, execute
+from patchsae.explorer.queries import Answer, Style
+from patchsae.pipeline.results.sql import describe
 from patchsae.storage.errors import StoreWarning, UserError
-
-MOST_ROWS = 1000
 
 
 def tables(library: Library, arguments: Mapping[str, str]) -> dict[str, Any]:
     """Every table of the store, with its columns."""
+    if library.mode == "server":
+        library.queries.warm_up()
     snapshot = library.snapshot()
     n_artifacts: dict[str, int] = {}
     for held in snapshot.held.values():
@@ -37,16 +39,28 @@ def tables(library: Library, arguments: Mapping[str, str]) -> dict[str, Any]:
 
 def sql(library: Library, arguments: Mapping[str, str]) -> dict[str, Any]:
     """The first 1000 rows of a query in Polars SQL. Raises UserError if it is wrong, or reads a file."""
+    header = _run(library, arguments, "json").header
+    return {name: value for name, value in header.items() if name != "bytes"}
+
+
+def csv(library: Library, arguments: Mapping[str, str]) -> Content:
+    """The rows of a query as a file to download, at most a million."""
+    data = _run(library, arguments, "csv").data
+    return Content(data, "text/csv; charset=utf-8", _named("csv"))
+
+
+def parquet(library: Library, arguments: Mapping[str, str]) -> Content:
+    """As `csv`, with the types of the columns."""
+    data = _run(library, arguments, "parquet").data
+    return Content(data, "application/vnd.apache.parquet", _named("parquet"))
+
+
+def _named(suffix: str) -> dict[str, str]:
+    return {"content-disposition": f'attachment; filename="patchsae.{suffix}"'}
+
+
+def _run(library: Library, arguments: Mapping[str, str], style: Style) -> Answer:
     query = arguments.get("q", "").strip()
     if not query:
         raise UserError("query: is empty; write one, such as `SELECT * FROM latents LIMIT 10`.")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", StoreWarning)
-        frame = execute(library.store, query, arguments.get("experiment") or None)
-    return {
-        "columns": frame.columns,
-        "types": [str(kind) for kind in frame.dtypes],
-        "rows": frame.head(MOST_ROWS).rows(),
-        "n_rows": len(frame),
-        "truncated": len(frame) > MOST_ROWS,
-    }
+    return library.queries.run(query, arguments.get("experiment") or None, style)

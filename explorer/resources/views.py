@@ -11,6 +11,7 @@ from patchsae.explorer.snapshot import Snapshot
 from patchsae.explorer.view import View
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.manifest import KEY_DIGITS
+from patchsae.storage.tokens import layout_of
 
 
 def view(library: Library, arguments: Mapping[str, str]) -> dict[str, Any]:
@@ -39,16 +40,20 @@ def layout(found: View) -> dict[str, Any] | None:
     """LAYOUT of the view's images; None if the activations are no longer in the store."""
     if found.activations is None:
         return None
-    from patchsae.storage.activations import Activations
-
-    tokens = Activations(found.activations).layout
+    tokens = layout_of(found.activations)
     return {
         "prefix": tokens.n_prefix,
         "grid": list(tokens.grid),
         "suffix": tokens.n_suffix,
-        "prefix_names": ["CLS", *(f"register {i}" for i in range(1, tokens.n_prefix))][: tokens.n_prefix],
+        "prefix_names": _prefix_names(tokens.n_prefix),
         "suffix_names": [f"prompt {i + 1}" for i in range(tokens.n_suffix)],
     }
+
+
+def _prefix_names(n: int) -> list[str]:
+    """CLS and registers, as vision transformers have them: 4 or 8 tokens are registers without a CLS token."""
+    registers = n if n in (4, 8) else n - 1
+    return ["CLS"] * (n > registers) + [f"register {i + 1}" for i in range(registers)]
 
 
 def _named(snapshot: Snapshot, artifacts: list[Artifact]) -> list[dict[str, str]]:

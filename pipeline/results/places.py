@@ -23,11 +23,17 @@ from patchsae.storage.records import ExperimentRecord, RecordedNode
 
 @dataclass(frozen=True)
 class Place:
-    """A node of a recorded experiment. `experiment` is the name of the record."""
+    """A node of a recorded experiment, at `address` in it. `experiment` is the name of the record."""
 
     experiment: str
     record: ExperimentRecord
     node: RecordedNode
+    address: str = ""
+
+    @property
+    def name(self) -> str:
+        """The address without the stage."""
+        return self.address.partition("/")[2]
 
     @property
     def is_whole(self) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import polars as pl
 
@@ -13,6 +14,8 @@ from patchsae.pipeline.results.status import status_rows
 from patchsae.pipeline.results.tables import KEY_COLUMNS, NAME_COLUMNS, Catalog
 from patchsae.storage.errors import UserError
 from patchsae.storage.store import Store
+
+T = TypeVar("T")
 
 ARTIFACTS = "artifacts"
 ARTIFACT_COLUMNS: dict[str, tuple[Any, str]] = {
@@ -65,8 +68,13 @@ def execute(store: Store, query: str, experiment: str | None = None) -> pl.DataF
 
     Raises UserError if the query is not valid, or if it reads anything but tables of the store.
     """
+    return execute_with(store, query, experiment, pl.LazyFrame.collect)
+
+
+def execute_with(store: Store, query: str, experiment: str | None, collect: Callable[[pl.LazyFrame], T]) -> T:
+    """What `collect` makes of the rows of a query, such as the first ones. Raises UserError as `execute` does."""
     if about := _ABOUT_TABLES.fullmatch(query):
-        return _about_tables(store, experiment, about["name"])
+        return collect(_about_tables(store, experiment, about["name"]).lazy())
     _refuse_files(query)
     catalog = Catalog(store, experiment)
     words = set(re.findall(r"\w+", query))
@@ -75,7 +83,7 @@ def execute(store: Store, query: str, experiment: str | None = None) -> pl.DataF
         frames[ARTIFACTS] = _artifacts(store, experiment)
     context = pl.SQLContext(frames=frames)
     try:
-        return context.execute(query, eager=True)
+        return collect(context.execute(query, eager=False))
     except OSError as error:
         raise UserError(
             f"query: {error.filename or 'a table'} was deleted or replaced while it was read ({error}); query again."
