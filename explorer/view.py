@@ -148,6 +148,7 @@ class View:
             "n_images": self.n_images,
             "n_latents": self.n_latents,
             "n_classes": self.n_classes,
+            "image_set": self.images.key[:KEY_DIGITS] if self.images else None,
         }
 
 

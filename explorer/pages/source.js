@@ -52,7 +52,7 @@ async function ask(address, options) {
 function inject(path) {
   return new Promise((resolve, reject) => {
     const script = document.createElement("script");
-    waiting.set(path, resolve);
+    waiting.set(path, { resolve, reject });
     script.src = `data/${path}.js`;
     script.onerror = () => {
       waiting.delete(path);
@@ -68,10 +68,12 @@ function inject(path) {
 
 if (isReport()) {
   window.patchsae = {
-    receive(path, value) {
-      const resolve = waiting.get(path);
+    // `fault` is why there is no value: {status, error}.
+    receive(path, value, fault) {
+      const asked = waiting.get(path);
       waiting.delete(path);
-      if (resolve) resolve(value);
+      if (asked && fault) asked.reject(new Problem(fault.error, fault.status));
+      else if (asked) asked.resolve(value);
     },
   };
 }

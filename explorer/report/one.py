@@ -16,10 +16,13 @@ class OneExperiment(Library):
     """What one experiment of a store holds, as it was when this was opened.
 
     Artifacts and names of other experiments are not in it, and what a run adds meanwhile is not seen, so that the
-    parts of a report agree with each other. Raises Absent if the store has no record of the experiment.
+    parts of a report agree with each other. Raises Absent if there is no store, or if it has no record of the
+    experiment.
     """
 
     def __init__(self, store: Store, experiment: str) -> None:
+        if not store.root.is_dir():
+            raise Absent(f"{store.root}: no store here; give its folder, or run an experiment first.")
         super().__init__(store, mode="report")
         self.experiment = experiment
         self._one = _only(super().snapshot(), experiment)

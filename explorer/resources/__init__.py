@@ -6,9 +6,10 @@ first 16 digits of an artifact's key. A resource that is not there raises `Absen
 `Damaged` (409), and a wrong argument `UserError` (400), each a sentence that the page shows.
 
     VIEWHEAD = {key, label, sae, sae_key, experiment, experiments, evaluation, backbone, dataset, split, n_images,
-                n_latents, n_classes}
+                n_latents, n_classes, image_set}
         A view is an SAE applied to a dataset's split with a backbone: one artifact of the stage `statistics`. `label`
-        tells it from all other views. Names are null where no record of an experiment is left.
+        tells it from all other views. Names are null where no record of an experiment is left. `image_set` is the
+        key of the index of its images; views with the same one show the same pictures.
     EXAMPLE  = {rank, image, activation, token, token_activation, label, class_name, source, width, height, box}
         `box`: the part of the picture that the model sees, [x0, y0, x1, y1] in shares of width and height.
     LAYOUT   = {prefix, grid: [rows, columns], suffix, prefix_names, suffix_names}
@@ -21,6 +22,7 @@ first 16 digits of an artifact's key. A resource that is not there raises `Absen
              views: [VIEWHEAD],
              saes: [{key, name, experiments, objective, n_latents, d, dataset, backbone, views: [key], training}],
              comparisons: [{kind: "remapping" | "matching", key, name, experiment, first, second}],
+             report: {experiment, made: ISO time, left_out: [sentence]}   (in reports only, where store is null),
              frontiers: [{key, experiment, evaluation, rows: [{sae, sae_key, ...the columns of `frontier`}], picked}]}
         `advice` says what to run if there is nothing to see. `picked` is the sae_key of the SAE with the lowest FVU.
     view/VIEW -> VIEWHEAD and {columns: [{name, type, sentence, table}], layout: LAYOUT | null, tau,

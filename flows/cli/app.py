@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from patchsae.flows.cli import data, exchange, experiments, explore, look, paper, upkeep
+from patchsae.flows.cli import data, exchange, experiments, explore, look, paper, report, upkeep
 from patchsae.flows.cli.commands import Commands
 from patchsae.flows.cli.options import QuietOption, VerboseOption, with_verbosity
 from patchsae.flows.cli.screen import Verbosity, result
@@ -34,7 +34,15 @@ Start with `patchsae demo`; then `patchsae status`, and `patchsae query "SELECT 
 GROUPS: dict[str, list[Callable[..., None]]] = {
     "Experiments": [experiments.init, experiments.demo, experiments.plan, experiments.run, look.kinds],
     "Data sets": [data.data],
-    "Results": [explore.explore, look.status, look.tables, look.query, look.pick, paper.compare_paper],
+    "Results": [
+        explore.explore,
+        report.report,
+        look.status,
+        look.tables,
+        look.query,
+        look.pick,
+        paper.compare_paper,
+    ],
     "SAEs of other tools": [exchange.export, exchange.import_, exchange.visaebench],
     "Upkeep of a store": [upkeep.verify, upkeep.gc],
 }

@@ -185,6 +185,7 @@ function draw(store, query, closers) {
       : store.experiments.length > 4
         ? select("Experiment", store.experiments.map((one) => [one.name, one.name]), experiment.name, (name) => change({ experiment: name, node: null, stage: null, curve: null }))
         : null),
+    store.report ? h("div", { data: { role: "report" } }, [`A report of ${moment(store.report.made)}.`, ...store.report.left_out].map((one) => note(one))) : null,
     (store.problems || []).map((sentence) => h("p", { class: "wrong", role: "alert" }, prose(sentence))),
     experiment || views.length ? viewsPanel(views) : empty(store.advice || "This store holds no experiment yet. Run `patchsae demo`, and this page fills."),
     frontiers.map((one) => frontierPanel(one, query, store)),
