@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from patchsae.explorer import pictures, truth
 from patchsae.explorer.errors import Absent
 from patchsae.explorer.library import Library
 from patchsae.explorer.resources import (
@@ -67,6 +68,8 @@ FILES: tuple[Resource, ...] = (
     # Their functions give `Content`, and their paths have no `/api/` in front.
     Resource("sql.csv", tables.csv, live=True),
     Resource("sql.parquet", tables.parquet, live=True),
+    Resource("picture/{view}/{row}", pictures.picture),
+    Resource("truth/{view}/{row}", truth.truth),
 )
 
 

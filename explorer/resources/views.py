@@ -8,6 +8,7 @@ from typing import Any
 from patchsae.explorer.library import Library
 from patchsae.explorer.resources.columns import columns_of
 from patchsae.explorer.snapshot import Snapshot
+from patchsae.explorer.sources import why_no_pictures
 from patchsae.explorer.view import View
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.manifest import KEY_DIGITS
@@ -19,6 +20,7 @@ def view(library: Library, arguments: Mapping[str, str]) -> dict[str, Any]:
     found = library.view(arguments["view"])
     heads = library.heads()
     head = next(one for one in heads if one["key"] == found.key)
+    why = why_no_pictures(library, found)
     return {
         **head,
         "columns": columns_of(library, found),
@@ -30,9 +32,9 @@ def view(library: Library, arguments: Mapping[str, str]) -> dict[str, Any]:
         "remapping": _named(found.snapshot, found.made_from("remapping")),
         "siblings": [one for one in heads if one["sae_key"] == found.sae_key and one["key"] != found.key],
         "words": False,
-        "pictures": False,
-        "pictures_why": None,
-        "attributes": [],
+        "pictures": why is None,
+        "pictures_why": why,
+        "attributes": _attributes(library, found),
     }
 
 
@@ -54,6 +56,16 @@ def _prefix_names(n: int) -> list[str]:
     """CLS and registers, as vision transformers have them: 4 or 8 tokens are registers without a CLS token."""
     registers = n if n in (4, 8) else n - 1
     return ["CLS"] * (n > registers) + [f"register {i + 1}" for i in range(registers)]
+
+
+def _attributes(library: Library, found: View) -> list[str]:
+    """What the images are labelled with beside their classes."""
+    if found.attributes is None:
+        return []
+    names: list[str] = (
+        library.table(found.attributes, "attributes")["attribute"].unique(maintain_order=True).to_list()
+    )
+    return names
 
 
 def _named(snapshot: Snapshot, artifacts: list[Artifact]) -> list[dict[str, str]]:

@@ -128,6 +128,10 @@ class Shapes(Dataset):
     def fingerprint(self) -> str:
         return "generated"
 
+    def scene(self, source: str) -> shapes_world.Scene:
+        """An image with the masks of its objects, as they are drawn without `shift`."""
+        return shapes_world.draw(self._layout(*_place(source)))
+
     def attribute_values(self, attribute: str) -> list[str]:
         # Of any two splits, the values are equal, or those of one split are the first values of the other.
         names: tuple[str, ...] = ()
