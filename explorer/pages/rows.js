@@ -3,56 +3,73 @@
 import { get, isReport } from "./source.js";
 import { holding, parseWhere } from "./where.js";
 
-// A column's values, one per latent.
-export async function columnOfLatents(view, name) {
-  return (await get(`latents/${view}/column/${name}`)).values;
+const OF_CLASS = ["n_images", "n_tokens", "mean_activation"];
+
+// Names of the columns that a class and words add.
+export function addedColumns({ class: chosen, words }) {
+  return [...(words ? ["word_score"] : []), ...(chosen ? ["class_n_images", "class_mean_activation"] : [])];
 }
 
-async function columnsNamed(view, names) {
-  const all = await Promise.all(names.map((name) => columnOfLatents(view, name)));
+// The conditions of a query; a class asks for latents that fire on it.
+export function conditionsOf({ where, class: chosen }) {
+  return parseWhere(where).concat(chosen ? [{ column: "class_n_images", op: ">", value: "0" }] : []);
+}
+
+async function ofClass(view, name, chosen) {
+  const { n_latents: n } = await get(`view/${view}`);
+  const values = new Array(n).fill(name === "class_mean_activation" ? null : 0);
+  for (const row of (await get(`class/${view}/${chosen}`)).latents) values[row.latent] = row[name.replace("class_", "")];
+  return values;
+}
+
+// A column's values, one per latent; `chosen` is a class for the columns class_*.
+export async function columnOfLatents(view, name, chosen) {
+  const added = OF_CLASS.includes(name.replace("class_", "")) && name.startsWith("class_");
+  if (added && isReport()) return ofClass(view, name, chosen);
+  return (await get(`latents/${view}/column/${name}`, added ? { class: chosen } : null)).values;
+}
+
+async function columnsNamed(view, names, chosen) {
+  const all = await Promise.all(names.map((name) => columnOfLatents(view, name, chosen)));
   return Object.fromEntries(names.map((name, i) => [name, all[i]]));
 }
 
-// 1 for each latent that conditions leave.
-export async function litBy(view, where, n) {
-  const conditions = parseWhere(where);
+// 1 for each latent that a query's conditions leave, or null if it has none.
+export async function litBy(view, query, n) {
+  const conditions = conditionsOf(query);
   if (!conditions.length) return null;
-  return holding(conditions, await columnsNamed(view, [...new Set(conditions.map((one) => one.column))]), n);
+  const names = [...new Set(conditions.map((one) => one.column))].filter((name) => name !== "latent" && name !== "word_score");
+  const columns = await columnsNamed(view, names, query.class);
+  columns.latent = [...Array(n).keys()];
+  return holding(conditions.filter((one) => columns[one.column]), columns, n);
 }
 
-async function computed(view, { where, sort, offset, limit, columns, class: chosen }) {
-  const names = ["latent", ...columns.split(",").filter((name) => name && name !== "latent")];
-  const by = (sort || "").replace(/^-/, "");
-  const conditions = parseWhere(where);
-  const own = (name) => name !== "latent" && !name.startsWith("class_");
-  const needed = [...new Set([...names, by, ...conditions.map((one) => one.column)])].filter((name) => name && own(name));
-  const values = await columnsNamed(view, needed);
-  let latents = [...Array(values[needed[0]].length).keys()];
-  values.latent = latents;
-  if (chosen) {
-    const of = (await get(`class/${view}/${chosen}`)).latents;
-    const place = new Map(of.map((row) => [row.latent, row]));
-    for (const name of ["n_images", "n_tokens", "mean_activation", "share"]) {
-      values[`class_${name}`] = latents.map((latent) => place.get(latent)?.[name] ?? null);
-      if (!names.includes(`class_${name}`)) names.push(`class_${name}`);
-    }
-  }
-  const lit = holding(conditions, values, latents.length);
-  const n = latents.length;
-  latents = latents.filter((latent) => lit[latent] && (!chosen || values.class_n_images[latent] !== null));
-  if (by && values[by]) {
-    const sign = sort.startsWith("-") ? -1 : 1;
-    const key = values[by];
-    latents.sort((a, b) => {
-      if (key[a] === null || key[b] === null) return (key[a] === null) - (key[b] === null) || a - b;
-      return sign * (key[a] < key[b] ? -1 : key[a] > key[b] ? 1 : 0) || a - b;
-    });
-  }
-  const rows = latents.slice(offset, offset + limit).map((latent) => names.map((name) => values[name]?.[latent] ?? null));
+function sortedBy(latents, key, down) {
+  const sign = down ? -1 : 1;
+  return latents.sort((a, b) => {
+    if (key[a] === null || key[b] === null) return (key[a] === null) - (key[b] === null) || a - b;
+    return sign * (key[a] < key[b] ? -1 : key[a] > key[b] ? 1 : 0) || a - b;
+  });
+}
+
+async function computed(view, query, names) {
+  const by = (query.sort || "").replace(/^-/, "");
+  const conditions = conditionsOf(query);
+  const needed = [...new Set([...names, by, ...conditions.map((one) => one.column)])].filter((name) => name && name !== "latent");
+  const { n_latents: n } = await get(`view/${view}`);
+  const values = await columnsNamed(view, needed, query.class);
+  values.latent = [...Array(n).keys()];
+  const lit = holding(conditions, values, n);
+  const latents = values.latent.filter((latent) => lit[latent]);
+  if (by) sortedBy(latents, values[by], query.sort.startsWith("-"));
+  const rows = latents.slice(query.offset, query.offset + query.limit).map((latent) => names.map((name) => values[name][latent]));
   return { n_latents: n, n_matched: latents.length, columns: names, rows };
 }
 
-// {n_latents, n_matched, columns, rows}. `query`: {where, sort, offset, limit, columns, class, words}.
-export function latentRows(view, query) {
-  return isReport() ? computed(view, query) : get(`latents/${view}/rows`, query);
+// {n_latents, n_matched, columns, rows}. `query`: {where, sort, offset, limit, class, words}, `columns` a list of names.
+export function latentRows(view, query, columns) {
+  const names = [...new Set(["latent", ...addedColumns(query), ...columns])];
+  if (isReport()) return computed(view, query, names);
+  const where = conditionsOf(query).map(({ column, op, value }) => `${column}${op}${value}`).join(";");
+  return get(`latents/${view}/rows`, { ...query, where, columns: names.join(",") });
 }

@@ -1,13 +1,11 @@
-// Conditions on columns, as addresses and resources write them: `frequency>0.01;dead=false;name=red`.
-
-// Longest first, so that `<=` is not read as `<`.
-export const OPERATORS = ["<=", ">=", "!=", "<", ">", "="];
+// Conditions on columns, as addresses and resources write them: `frequency>0.01;dead=false;name~red`.
+// `~` is for text, and means that it contains the value, in capitals or not.
 
 // [{column, op, value}] of a text; what is no condition is left out.
 export function parseWhere(text) {
   const conditions = [];
   for (const piece of String(text || "").split(";").map((part) => part.trim()).filter(Boolean)) {
-    const match = /^([A-Za-z_][\w.]*)\s*(<=|>=|!=|<|>|=)\s*(.*)$/.exec(piece);
+    const match = /^([A-Za-z_][\w.]*)\s*(<=|>=|!=|<|>|=|~)\s*(.*)$/.exec(piece);
     if (match) conditions.push({ column: match[1], op: match[2], value: match[3].trim() });
   }
   return conditions;
@@ -39,14 +37,14 @@ function test(op, value) {
   if (value === null) return op === "=" ? (v) => v === null : (v) => op === "!=" && v !== null;
   if (typeof value === "string") {
     const like = value.toLowerCase();
-    if (op === "=") return (v) => v !== null && String(v).toLowerCase().includes(like);
-    if (op === "!=") return (v) => v !== null && !String(v).toLowerCase().includes(like);
-    return () => false;
+    if (op === "~") return (v) => v !== null && String(v).toLowerCase().includes(like);
+    if (op === "=") return (v) => v === value;
+    return op === "!=" ? (v) => v !== null && v !== value : () => false;
   }
   const plain = (v) => (typeof v === "boolean" ? Number(v) : v);
   const right = plain(value);
   return {
-    "<": (v) => v !== null && plain(v) < right, "<=": (v) => v !== null && plain(v) <= right,
+    "~": (v) => v !== null && String(v).includes(String(value)), "<": (v) => v !== null && plain(v) < right, "<=": (v) => v !== null && plain(v) <= right,
     ">": (v) => v !== null && plain(v) > right, ">=": (v) => v !== null && plain(v) >= right,
     "=": (v) => v !== null && plain(v) === right, "!=": (v) => v !== null && plain(v) !== right,
   }[op];

@@ -13,7 +13,9 @@ from patchsae.explorer.view import View
 from patchsae.pipeline.core.text import nearest
 from patchsae.storage.errors import UserError
 
-_CONDITION = re.compile(r"\s*(?P<column>[^<>=!]+?)\s*(?P<op><=|>=|!=|<|>|=)\s*(?P<value>.*?)\s*", re.DOTALL)
+_CONDITION = re.compile(
+    r"\s*(?P<column>[^<>=!~]+?)\s*(?P<op><=|>=|!=|<|>|=|~)\s*(?P<value>.*?)\s*", re.DOTALL
+)
 _MOST_ROWS = 1000
 _MOST_CONDITIONS = 50
 
@@ -81,7 +83,7 @@ def _condition(frame: pl.DataFrame, text: str) -> pl.Expr:
     parts = _CONDITION.fullmatch(text)
     if parts is None:
         raise UserError(
-            f"where: `{text.strip()[:200]}` is no condition; write `column < value`, with < <= > >= = or !=."
+            f"where: `{text.strip()[:200]}` is no condition; write `column < value`, with < <= > >= = != or ~."
         )
     name, op, value = parts["column"], parts["op"], parts["value"]
     _check(frame, name, "where")
@@ -91,6 +93,10 @@ def _condition(frame: pl.DataFrame, text: str) -> pl.Expr:
             raise UserError(f"where: `{text.strip()[:200]}` compares with null; use = or !=.")
         missing = column.is_null() | (column.is_nan() if kind.is_float() else False)
         return missing if op == "=" else ~missing
+    if op == "~":
+        if kind.is_numeric() or kind == pl.Boolean:
+            raise UserError(f"where: `{name}` is no text, which ~ looks into; write = or another comparison.")
+        return column.cast(pl.String).str.to_lowercase().str.contains(value.lower(), literal=True)
     known = _value(kind, name, value)
     compared = {
         "<": column < known,

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 from starlette.testclient import TestClient
 
+from patchsae.explorer.resources.columns import where
 from patchsae.storage.store import Store
 from tests.explorer.conftest import Open
 
@@ -85,6 +86,7 @@ def test_latents_are_filtered_sorted_and_paged(client: TestClient, small_store: 
         ("class/{view}/10", 404, "0 to 9"),
         ("latents/{view}/rows?where=frequenzy>1", 400, "frequency"),
         ("latents/{view}/rows?where=frequency>much", 400, "is a number"),
+        ("latents/{view}/rows?where=frequency~much", 400, "is no text"),
         ("latents/{view}/rows?where=frequency", 400, "is no condition"),
         ("latents/{view}/rows?sort=nothing", 400, "no column `nothing`"),
         ("latents/{view}/rows?limit=-1", 400, "is no whole number"),
@@ -97,3 +99,9 @@ def test_what_is_wrong_gets_a_sentence(client: TestClient, path: str, status: in
     answered = client.get(f"/api/{path.format(view=view_of(client))}")
     assert answered.status_code == status
     assert words in answered.json()["error"]
+
+
+def test_a_text_is_looked_into_without_regard_to_capitals() -> None:
+    frame = pl.DataFrame({"name": ["Red [circle]", "blue", None]})
+    kept = frame.filter(where(frame, "name ~ RED ["))
+    assert kept["name"].to_list() == ["Red [circle]"]

@@ -10,6 +10,13 @@ function faint(hex) {
   return `rgb(${n >> 16} ${(n >> 8) & 255} ${n & 255} / 0.18)`;
 }
 
+// Ticks of a logarithmic axis.
+function decades(plot, axis, low, high) {
+  const ticks = [];
+  for (let power = Math.ceil(Math.log10(low) - 1e-9); power <= Math.log10(high) + 1e-9; power++) ticks.push(10 ** power);
+  return ticks.length > 1 ? ticks : [low, high];
+}
+
 function dataOf(x, lines) {
   const data = [x];
   for (const line of lines) {
@@ -23,7 +30,8 @@ function dataOf(x, lines) {
 // close()}. `options`: {height, range: [low, high] of y, log: whether y is}.
 export function curves(label, x, lines, options) {
   const settings = options || {};
-  const place = h("div", { class: "plot curve", role: "img", "aria-label": label });
+  const tall = settings.height || 220;
+  const place = h("div", { class: "plot", role: "img", "aria-label": label, css: { height: `${tall}px` } });
   const keys = h("div", { class: "legend" });
   const numbers = h("div");
   const folded = h("details", { class: "small", ontoggle: () => folded.open && writeNumbers() },
@@ -67,11 +75,11 @@ export function curves(label, x, lines, options) {
     });
     const values = (_, ticks) => ticks.map((tick) => (tick === null ? "" : number(tick, 3)));
     plot = new window.uPlot({
-      width: Math.max(160, place.clientWidth), height: settings.height || 220, legend: { show: false },
+      width: Math.max(160, place.clientWidth), height: tall, legend: { show: false },
       cursor: { drag: { x: true, y: false }, points: { size: 7 } },
-      scales: { x: { time: false, distr: now.x.log ? 3 : 1 },
+      scales: { x: { time: false, distr: now.x.log ? 3 : 1, range: (_, low, high) => [low, high > low ? high : low + 1] },
         y: { distr: settings.log ? 3 : 1, range: settings.range ? () => settings.range : undefined } },
-      axes: [{ ...axis, size: 42, label: words(now.x.name), labelSize: 16, values }, { ...axis, size: 54, values }],
+      axes: [{ ...axis, size: 26, label: words(now.x.name), labelSize: 16, splits: now.x.log ? decades : undefined, values }, { ...axis, size: 54, splits: settings.log ? decades : undefined, values }],
       series, bands, hooks: { setCursor: [(one) => writeKeys(one.cursor.idx)] },
     }, dataOf(now.x.values, now.lines), place);
   }
@@ -85,7 +93,7 @@ export function curves(label, x, lines, options) {
 
   const watch = new ResizeObserver(() => {
     if (!place.clientWidth) return;
-    if (plot) plot.setSize({ width: place.clientWidth, height: settings.height || 220 });
+    if (plot) plot.setSize({ width: place.clientWidth, height: tall });
     else make();
   });
   watch.observe(place);

@@ -1,6 +1,6 @@
 // A latent's activation over a picture, on a canvas that lies on the picture.
 
-import { cellAt, seenRectangle, smoothed, tokenCount } from "./geometry.js";
+import { cellAt, seenRectangle, smoothed } from "./geometry.js";
 import { shade, themed } from "./colours.js";
 
 // [value in an address, words].
@@ -141,13 +141,4 @@ export function tokenUnder(event, element, box, layout) {
   const place = element.getBoundingClientRect();
   const cell = cellAt(event.clientX - place.left, event.clientY - place.top, place, box, layout);
   return cell === null ? null : layout.prefix + cell[0] * layout.grid[1] + cell[1];
-}
-
-// The dense map of one latent from an image's sparse code (the resource `codes`): one value per token.
-export function mapFromCodes(codes, latent, layout) {
-  const values = new Float32Array(Math.max(tokenCount(layout), codes.n_tokens));
-  for (let i = 0; i < codes.latents.length; i++) {
-    if (codes.latents[i] === latent) values[codes.tokens[i]] = codes.values[i];
-  }
-  return values;
 }

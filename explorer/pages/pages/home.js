@@ -38,7 +38,7 @@ function viewsPanel(views) {
   const draw = (text) => {
     const like = text.toLowerCase();
     const left = views.filter((view) => `${view.sae} ${view.dataset} ${view.split} ${view.backbone}`.toLowerCase().includes(like));
-    fill(body, views.length <= MOST_VIEWS ? h("ul", { class: "cards" }, left.map(viewCard)) : viewTable(left));
+    fill(body, views.length <= MOST_VIEWS ? h("ul", { class: "cards" }, left.map(viewCard)) : h("div", { class: "low" }, viewTable(left)));
   };
   draw("");
   return panel(h("header", null, h("h2", null, "Look at latents"),

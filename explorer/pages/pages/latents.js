@@ -22,6 +22,10 @@ function isNumber(column) {
   return /int|float|decimal/i.test(column.type);
 }
 
+function sortOf(query) {
+  return query.sort || (query.words ? "-word_score" : query.class ? "-class_n_images" : "");
+}
+
 function shownColumns(view, query) {
   const all = view.columns.map((column) => column.name);
   const chosen = query.columns ? query.columns.split(",").filter((name) => all.includes(name)) : FIRST.filter((name) => all.includes(name));
@@ -107,7 +111,7 @@ function plotOf(view, pointed) {
         const out = x.length - said.shown;
         text.textContent = `Drag a rectangle to filter the table.${out ? ` ${count(out, "latent")} with a zero or missing value ${out === 1 ? "has" : "have"} no place on these axes.` : ""}`;
       }
-      const lit = await litBy(view.key, where, view.n_latents);
+      const lit = await litBy(view.key, query, view.n_latents);
       if (mine === turn) plot.light(lit);
     } catch (error) {
       if (mine === turn) fill(legend, wrong(error));
@@ -135,11 +139,11 @@ export async function latentsPage({ view: key }, firstQuery, view) {
   };
   const rows = sheet("Latents", {
     id: "latents",
-    load: (offset, limit) => latentRows(key, { where: query.where, sort: query.sort, offset, limit, class: query.class, words: query.words,
-      columns: shownColumns(view, query).join(",") }),
+    load: (offset, limit) => latentRows(key, { where: query.where, sort: sortOf(query), offset, limit, class: query.class, words: query.words },
+      shownColumns(view, query)),
     cell: (name, value) => (name === "latent" ? h("a", { href: makeAddress(["v", key, "latent", value]) }, String(value)) : plainCell(value)),
     head: about,
-    sorted: (name) => change({ sort: query.sort === `-${name}` ? name : query.sort === name ? null : `-${name}` }),
+    sorted: (name) => change({ sort: sortOf(query) === `-${name}` ? name : query.sort === name ? null : `-${name}` }),
     pointed: (row) => {
       plot.point(row ? row[0] : null);
       if (row) pointed(row[0]);
@@ -174,7 +178,7 @@ export async function latentsPage({ view: key }, firstQuery, view) {
     last = next;
     if (!asks) return;
     try {
-      const first = await rows.refresh(query.sort || (query.words ? "-word_score" : ""));
+      const first = await rows.refresh(sortOf(query));
       if (first) {
         told.textContent = first.n_matched === first.n_latents ? count(first.n_latents, "latent")
           : `${whole(first.n_matched)} of ${count(first.n_latents, "latent")} (${number((100 * first.n_matched) / first.n_latents, 3)} %)`;

@@ -4,7 +4,7 @@ import { fill, h } from "../dom.js";
 import { words } from "../format.js";
 import { faultOf, parseWhere, writeWhere } from "../where.js";
 
-const SIGNS = { "<": "<", "<=": "≤", ">": ">", ">=": "≥", "=": "=", "!=": "≠" };
+const SIGNS = { "<": "<", "<=": "≤", ">": ">", ">=": "≥", "=": "=", "!=": "≠", "~": "contains" };
 
 // One chip: text and what removes it.
 export function chip(text, remove, data) {
@@ -50,8 +50,8 @@ export function filters(columns, changed) {
   const meaning = h("p", { class: "note" });
   const fit = () => {
     const one = columns.find((item) => item.name === column.value);
-    const signs = isText(one) ? ["=", "!="] : isBoolean(one) ? ["="] : [">", ">=", "<", "<=", "=", "!="];
-    fill(op, signs.map((sign) => h("option", { value: sign }, isText(one) ? (sign === "=" ? "contains" : "lacks") : SIGNS[sign])));
+    const signs = isText(one) ? ["~", "=", "!="] : isBoolean(one) ? ["="] : [">", ">=", "<", "<=", "=", "!="];
+    fill(op, signs.map((sign) => h("option", { value: sign }, SIGNS[sign])));
     value.placeholder = isBoolean(one) ? "true or false" : isText(one) ? "text" : "number or null";
     meaning.textContent = one ? one.sentence || "" : "";
   };

@@ -23,7 +23,7 @@ async function meanings(text, view) {
     found.push({ text: `Latents of ${one.name}`, kind: "latents", href: makeAddress(["v", view.key, "latents"], { class: one.id }) });
   }
   if (view.columns.some((column) => column.name === "name")) {
-    found.push({ text: `Latents named “${text}”`, kind: "name", href: makeAddress(["v", view.key, "latents"], { where: `name=${text}` }) });
+    found.push({ text: `Latents named “${text}”`, kind: "name", href: makeAddress(["v", view.key, "latents"], { where: `name~${text}` }) });
   }
   if (view.words && !isReport() && !latent) {
     found.push({ text: `Latents like “${text}”`, kind: "words", href: makeAddress(["v", view.key, "latents"], { words: text }) });
