@@ -251,9 +251,7 @@ class Store:
         write_atomic(builder.path / MANIFEST, manifest.model_dump_json(indent=1).encode())
         self.tidy(builder.artifact)
         artifact = self.at(builder.artifact.stage, builder.key)
-        # With what a process left that was killed while it wrote the note.
-        for note in (self._note(artifact), *temporaries_of(self._note(artifact))):
-            remove(note)
+        self._remove_notes(artifact)
         self.settle(artifact, on_wait)
         return artifact
 
@@ -296,6 +294,7 @@ class Store:
                 for path in temporaries(artifact.path)
                 if not any(path.is_relative_to(one) for one in left)
             ]
+            left += self._notes(artifact)
             if left:
                 found.append(Leftover(artifact, "scratch of a finished artifact", tuple(left)))
         return found
@@ -322,13 +321,15 @@ class Store:
     def tidy(self, artifact: Artifact) -> None:
         """Deletes the files of a committed artifact that only resuming needed. Needs the building lock.
 
-        A process that is killed right after it wrote the manifest leaves them behind.
+        A process that is killed right after it wrote the manifest leaves them behind. One that is killed in
+        `verify --discard` leaves a note of what it was about to drop.
         """
         if self._ledger_is_scratch(artifact):
             remove(artifact.ledger.folder)
         for name in _SCRATCH:
             remove(artifact.path / name)
         remove_temporaries(artifact.path)
+        self._remove_notes(artifact)
 
     def drop(self, artifact: Artifact, on_wait: OnWait | None = None) -> None:
         """Takes the manifest and the files of the wrong size away from a damaged artifact.
@@ -362,6 +363,15 @@ class Store:
 
     def _note(self, artifact: Artifact) -> Path:
         return self.root / _DROPPED / f"{artifact.stage}-{artifact.path.name}"
+
+    def _notes(self, artifact: Artifact) -> list[Path]:
+        """The note, if there is one, and what a process left that was killed while it wrote the note."""
+        note = self._note(artifact)
+        return [*([note] if os.path.lexists(note) else []), *temporaries_of(note)]
+
+    def _remove_notes(self, artifact: Artifact) -> None:
+        for note in self._notes(artifact):
+            remove(note)
 
     def note_dropped(self, artifact: Artifact, why: str) -> None:
         """Notes why an artifact is dropped, for those who wonder where it is. Committing it deletes the note."""
