@@ -42,6 +42,7 @@ from patchsae.pipeline.images.attributes import ATTRIBUTES, IMAGE_ATTRIBUTES
 from patchsae.pipeline.images.coop.facts import FACTS
 from patchsae.pipeline.images.few_shot import FEW_SHOT
 from patchsae.pipeline.images.tables import CLASSES, CORRUPT_IMAGES, IMAGE_LABELS, IMAGES
+from patchsae.pipeline.images.thumbnails import THUMBNAILS
 from patchsae.pipeline.results.sql import ARTIFACT_COLUMNS, ARTIFACTS, describe
 from patchsae.pipeline.results.tables import KEY_COLUMNS, NAME_COLUMNS, Catalog
 from patchsae.pipeline.saes.files import READABLE, WRITABLE
@@ -56,7 +57,7 @@ API = DOCS.parent / "src" / "patchsae" / "api.py"
 ADDED = {**NAME_COLUMNS, **KEY_COLUMNS}
 TABLES: dict[str, tuple[TableSchema, ...]] = {
     "attributes": (ATTRIBUTES, IMAGE_ATTRIBUTES),
-    "index": (IMAGES, CLASSES, IMAGE_LABELS, CORRUPT_IMAGES),
+    "index": (IMAGES, CLASSES, IMAGE_LABELS, CORRUPT_IMAGES, THUMBNAILS),
     "few_shot": (FEW_SHOT,),
     "adapt": (ADAPTER_TRAINING,),
     "train": (TRAINING,),

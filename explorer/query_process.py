@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import orjson
 import polars as pl
 
-from patchsae.pipeline.results.sql import execute_with
+from patchsae.pipeline.results.sql import execute_with, without_bytes
 from patchsae.storage.errors import StoreWarning, UserError
 from patchsae.storage.store import Store
 
@@ -66,7 +66,7 @@ def _answer(store: Store, request: dict[str, Any]) -> tuple[dict[str, Any], byte
         header |= {
             "columns": frame.columns,
             "types": [str(kind) for kind in frame.dtypes],
-            "rows": frame.with_columns(_as_text(frame)).rows(),
+            "rows": without_bytes(frame).with_columns(_as_text(frame)).rows(),
         }
     return header, payload
 
@@ -92,7 +92,7 @@ def _file(frame: pl.DataFrame, style: str) -> bytes:
             pl.col(name).map_elements(lambda one: orjson.dumps(_plain(one)).decode(), return_dtype=pl.String)
             for name in nested
         )
-        frame.with_columns(texts).write_csv(out)
+        without_bytes(frame).with_columns(texts).write_csv(out)
     return out.getvalue()
 
 

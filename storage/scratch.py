@@ -49,6 +49,10 @@ class Scratch:
         """The arrays that `write_part` wrote. They are read when they are asked for, and not checked."""
         return ScratchArrays(self._root / _arrays_of(part))
 
+    def has_part(self, part: int) -> bool:
+        """Whether there are arrays of a part."""
+        return (self._root / _arrays_of(part)).exists()
+
     def write_json(self, part: int, value: object) -> FileRecord:
         """Writes the JSON value of a part; returns the file's record for the ledger."""
         return self._write(_json_of(part), canonical_json(value).encode())

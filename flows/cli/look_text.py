@@ -15,6 +15,7 @@ from patchsae.flows.cli.screen import result
 from patchsae.flows.cli.text import table
 from patchsae.pipeline.core.text import count, number, size
 from patchsae.pipeline.results.pick import By
+from patchsae.pipeline.results.sql import without_bytes
 from patchsae.pipeline.results.status import experiments_of_records, names_text
 from patchsae.storage.errors import UserError
 from patchsae.storage.files import expanded
@@ -97,6 +98,8 @@ def write_bytes(data: bytes, output: Path) -> None:
 
 def _rendered(frame: pl.DataFrame, style: Format, whole: bool) -> bytes:
     """The rows as bytes. A table shows texts whole, or else their first 100 characters."""
+    if style != "parquet":
+        frame = without_bytes(frame)
     match style:
         case "table":
             longest = _WIDTH if whole else _SHOWN_OF_A_TEXT

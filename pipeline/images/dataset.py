@@ -6,13 +6,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 from PIL import Image
+from pydantic import Field
 
-from patchsae.pipeline.core.config import Config
+from patchsae.pipeline.core.config import Config, HashedUnless
 from patchsae.pipeline.core.prediction import Source
-from patchsae.pipeline.images.pixels import Facts, Reading
+from patchsae.pipeline.images.pixels import Facts, Reading, Thumbnail
+
+DEFAULT_SIDE, MOST_WITH_THUMBNAILS = 96, 100_000
+"""The longest side of thumbnails in pixels, and the number of images from which on there are none by default."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,13 @@ class Dataset(Protocol):
         """The facts of the image that `decode` would make of `data`. Raises OSError where `decode` does."""
         image = self.decode(data)
         return Facts(image.width, image.height)
+
+    def inspect_small(self, data: bytes, side: int) -> tuple[Facts, Thumbnail | None]:
+        """What `inspect` finds, and a thumbnail of at most `side` x `side` pixels from the same decoding.
+
+        None for datasets whose config has no `thumbnails`.
+        """
+        return self.inspect(data), None
 
     def remarks(self) -> Sequence[str]:
         """What a user should know of the source, such as which files were left out: sentences without a stop."""
@@ -116,6 +127,13 @@ class DatasetConfig(Config):
         """The file of an image, given by the `source` of its record; None if it has no file of its own."""
         return None
 
+    def thumbnail_side(self, n_images: int) -> int:
+        """The longest side of the thumbnails of so many images, in pixels; 0 if there are to be none.
+
+        Images that are rendered need none, since they can be rendered when they are looked at.
+        """
+        return 0
+
     def expected_images(self) -> int | None:
         """The number of images, if the config alone says it; None otherwise. Only predictions use it."""
         return None
@@ -138,3 +156,17 @@ class DatasetConfig(Config):
             dataset.class_names(),
             tuple(dataset.remarks()),
         )
+
+
+class FilesConfig(DatasetConfig):
+    """Base of the configs of datasets of image files."""
+
+    thumbnails: Annotated[Annotated[int, Field(ge=0, le=512)] | None, HashedUnless(None)] = None
+    """Longest side, in pixels, of small pictures that the index keeps of all images, for explorers; 0 keeps none. If
+    not given, 96 for fewer than 100,000 images, and none for more. Nothing that is made from the images depends on
+    it."""
+
+    def thumbnail_side(self, n_images: int) -> int:
+        if self.thumbnails is not None:
+            return self.thumbnails
+        return DEFAULT_SIDE if n_images < MOST_WITH_THUMBNAILS else 0

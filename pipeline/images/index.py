@@ -19,8 +19,10 @@ from patchsae.pipeline.core.text import count
 from patchsae.pipeline.images.changes import changed_content, changed_images
 from patchsae.pipeline.images.dataset import Dataset, DatasetConfig, Record
 from patchsae.pipeline.images.files import names, reason
+from patchsae.pipeline.images.pixels import Thumbnail
 from patchsae.pipeline.images.speed import images_probe
 from patchsae.pipeline.images.tables import CLASSES, CORRUPT_IMAGES, IMAGE_LABELS, IMAGES
+from patchsae.pipeline.images.thumbnails import THUMBNAILS, columns, expected_thumbnail_bytes, to_arrays
 from patchsae.storage.artifacts import Builder
 from patchsae.storage.errors import UserError
 from patchsae.storage.keys import canonical_json, digest_bytes
@@ -41,23 +43,25 @@ def ordered(records: Sequence[Record]) -> list[Record]:
     return sorted(records, key=lambda record: (splits[record.split], digest_bytes(record.source.encode())))
 
 
-def inspect(dataset: Dataset, record: Record) -> dict[str, Any]:
+def inspect(dataset: Dataset, record: Record, side: int = 0) -> tuple[dict[str, Any], Thumbnail | None]:
     """The digest, width, height and treatment of an image, or an `error` that says why it cannot be read.
+
+    With `side`, its thumbnail of that longest side comes with them.
 
     Raises UserError if the machine has too little memory. Counting the image as corrupt would make the result
     depend on the machine.
     """
     try:
         data = dataset.read(record)
-        facts = dataset.inspect(data)
+        facts, thumbnail = dataset.inspect_small(data, side) if side else (dataset.inspect(data), None)
     except OSError as error:
-        return {"error": reason(error)}
+        return {"error": reason(error)}, None
     except MemoryError:
         raise UserError(
             f"{record.source}: reading and decoding it needs more memory than is free; free some, or take "
             "this image away."
         ) from None
-    return {"digest": digest_bytes(data), **vars(facts)}
+    return {"digest": digest_bytes(data), **vars(facts)}, thumbnail
 
 
 def content_identity(class_names: Sequence[str], rows: Sequence[_Row]) -> str:
@@ -79,7 +83,8 @@ def content_identity(class_names: Sequence[str], rows: Sequence[_Row]) -> str:
 def _run(config: DatasetConfig, inputs: Inputs, out: Builder, runtime: Runtime) -> Summary:
     dataset = config.build()
     records = ordered(dataset.records())
-    found = _inspect_all(dataset, records, out, runtime)
+    side = config.thumbnail_side(len(records))
+    found = _inspect_all(dataset, records, side, out, runtime)
     rows = [{**vars(record), **facts} for record, facts in zip(records, found, strict=True)]
     corrupt = [row for row in rows if "error" in row]
     rows = [row for row in rows if "error" not in row]
@@ -113,6 +118,8 @@ def _run(config: DatasetConfig, inputs: Inputs, out: Builder, runtime: Runtime) 
         CORRUPT_IMAGES,
         {"source": [row["source"] for row in corrupt], "error": [row["error"] for row in corrupt]},
     )
+    if side:
+        _write_thumbnails(found, out)
     out.identity = content_identity(class_names, rows)
     return {
         "n_images": len(rows),
@@ -229,16 +236,28 @@ def _labels(row: Mapping[str, Any]) -> tuple[int, ...]:
     return row["labels"] or (row["label"],)
 
 
+def _write_thumbnails(found: Sequence[Mapping[str, Any]], out: Builder) -> None:
+    """Writes the table `thumbnails`, a file for each part."""
+    first = 0
+    for part, start in enumerate(range(0, len(found), _IMAGES_PER_PART)):
+        out.write_table(THUMBNAILS, columns(out.scratch.part(part), first), part)
+        first += sum("error" not in facts for facts in found[start : start + _IMAGES_PER_PART])
+
+
 def _inspect_all(
-    dataset: Dataset, records: Sequence[Record], out: Builder, runtime: Runtime
+    dataset: Dataset, records: Sequence[Record], side: int, out: Builder, runtime: Runtime
 ) -> list[dict[str, Any]]:
-    """What `inspect` returns for every record. Parts that are already done are read from scratch.
+    """The facts that `inspect` returns for every record. Parts that are already done are read from scratch, and
+    thumbnails stay there.
 
     The artifact's key contains the source's fingerprint, so a finished part is never of another state of the
     source.
     """
     starts = range(0, len(records), _IMAGES_PER_PART)
     missing = set(out.ledger.drop_unsound(len(starts)))
+    if side:
+        # An index that an earlier version left unfinished has none.
+        missing |= {part for part in range(len(starts)) if not out.scratch.has_part(part)}
     facts: list[dict[str, Any]] = []
     n_corrupt = 0
     n_done = sum(part not in missing for part in range(len(starts))) * _IMAGES_PER_PART
@@ -248,14 +267,16 @@ def _inspect_all(
     ):
         for part, start in enumerate(starts):
             if part in missing:
-                found = []
-                for one in pool.map(
-                    lambda record: inspect(dataset, record), records[start : start + _IMAGES_PER_PART]
+                found, thumbnails = [], []
+                for one, thumbnail in pool.map(
+                    lambda record: inspect(dataset, record, side), records[start : start + _IMAGES_PER_PART]
                 ):
                     found.append(one)
+                    thumbnails.append(thumbnail)
                     n_corrupt += "error" in one
                     bar.advance(note=f"({n_corrupt:,} cannot be read)" if n_corrupt else "")
-                out.ledger.record(part, [out.scratch.write_json(part, found)])
+                files = [out.scratch.write_part(part, to_arrays(thumbnails))] if side else []
+                out.ledger.record(part, [*files, out.scratch.write_json(part, found)])
             facts += out.scratch.json(part)
     return facts
 
@@ -266,15 +287,20 @@ def _predict(config: DatasetConfig, inputs: Upstreams) -> Prediction:
     if n_images is None:
         return Prediction()
     n_classes = len(source.class_names or ()) if source is not None else 0
+    n_thumbnail_bytes = n_images * expected_thumbnail_bytes(config.thumbnail_side(n_images))
     n_bytes = (
         MANIFEST_BYTES
         + expected_bytes(IMAGES, n_images, _BYTES_PER_ROW)
         + expected_bytes(CLASSES, n_classes, 16)
         + expected_bytes(CORRUPT_IMAGES, 0, 0)
+        + round(n_thumbnail_bytes)
     )
     effort = [(images_probe(config, source, decode=False), n_images)] if source is not None else None
     return Prediction(
-        {"n_images": n_images, "n_classes": n_classes}, n_bytes, _SCRATCH_PER_ROW * n_images, effort
+        {"n_images": n_images, "n_classes": n_classes},
+        n_bytes,
+        _SCRATCH_PER_ROW * n_images + round(n_thumbnail_bytes),
+        effort,
     )
 
 

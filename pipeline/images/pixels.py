@@ -44,6 +44,8 @@ _SIDEWAYS = (5, 6, 7, 8)
 _BROKEN_EXIF = (OSError, SyntaxError, ValueError, LookupError, TypeError, AttributeError, struct.error)
 """What Pillow raises for EXIF data that are broken."""
 _LARGEST_16_BIT = 65535
+# A slower method makes files of 96 pixels 7 % smaller, in twice the time.
+_WEBP_QUALITY, _WEBP_METHOD = 75, 2
 T = TypeVar("T")
 
 
@@ -73,6 +75,15 @@ class Facts:
     treatment: str = ""
 
 
+@dataclass(frozen=True)
+class Thumbnail:
+    """A small picture of an image, and its file."""
+
+    width: int
+    height: int
+    webp: bytes
+
+
 def decode_rgb(data: bytes, reading: Reading = Reading()) -> Image.Image:
     """The first frame of an image file as 8-bit RGB.
 
@@ -88,11 +99,29 @@ def inspect(data: bytes, reading: Reading = Reading()) -> Facts:
     A JPEG is decoded at an eighth of its size, in under a third of the time. Its entropy-coded data are read to
     the end all the same, and a JPEG that cannot be decoded is one in which they, or the markers, are broken.
     """
+    return _smallest_first(data, lambda image, least: _facts(image, reading, least), 1)
+
+
+def inspect_small(data: bytes, reading: Reading, side: int) -> tuple[Facts, Thumbnail]:
+    """What `inspect` finds, and the image at a size of at most `side` x `side` pixels, from the same decoding.
+
+    A JPEG is decoded at the smallest size that is not smaller than the thumbnail.
+    """
+
+    def look(image: Image.Image, least: int | None) -> tuple[Facts, Thumbnail]:
+        facts = _facts(image, reading, least)
+        return facts, _thumbnail(as_rgb(image, reading), facts, side)
+
+    return _smallest_first(data, look, side)
+
+
+def _smallest_first(data: bytes, look: Callable[[Image.Image, int | None], T], least: int) -> T:
+    """What `look` makes of an image, of which JPEGs are decoded at a size of about `least` pixels or more."""
     try:
-        return _opened(data, lambda image: _facts(image, reading, small=True))
+        return _opened(data, lambda image: look(image, least))
     except OSError:
         # The verdict, and its words, are those of the whole image.
-        return _opened(data, lambda image: _facts(image, reading, small=False))
+        return _opened(data, lambda image: look(image, None))
 
 
 def as_rgb(image: Image.Image, reading: Reading = Reading()) -> Image.Image:
@@ -112,10 +141,22 @@ def as_rgb(image: Image.Image, reading: Reading = Reading()) -> Image.Image:
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
-def _facts(image: Image.Image, reading: Reading, small: bool) -> Facts:
+def _thumbnail(image: Image.Image, facts: Facts, side: int) -> Thumbnail:
+    """The small picture of an RGB image, which may have been decoded at a smaller size than that of its facts."""
+    scale = min(1.0, side / max(facts.width, facts.height))
+    width, height = (max(1, round(scale * length)) for length in (facts.width, facts.height))
+    small = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    file = io.BytesIO()
+    small.save(file, "WEBP", quality=_WEBP_QUALITY, method=_WEBP_METHOD)
+    return Thumbnail(width, height, file.getvalue())
+
+
+def _facts(image: Image.Image, reading: Reading, least: int | None) -> Facts:
+    """The facts of an image, which is loaded. A JPEG is loaded at the smallest size, of an eighth or more, whose longest
+    side is at least `least`; whole if that is None."""
     size = image.size
-    if small and image.format in ("JPEG", "MPO"):
-        image.draft(None, (1, 1))
+    if least is not None and image.format in ("JPEG", "MPO"):
+        image.draft(None, _shrunk(size, least))
         image.load()
     else:
         image.load()
@@ -126,6 +167,12 @@ def _facts(image: Image.Image, reading: Reading, small: bool) -> Facts:
         treatment.append(f"background {reading.background}")
     width, height = reversed(size) if orientation in _SIDEWAYS else size
     return Facts(width, height, ", ".join(treatment))
+
+
+def _shrunk(size: tuple[int, int], longest: int) -> tuple[int, int]:
+    """The size in the same proportions whose longest side is that long, rounded up."""
+    width, height = (-(-length * longest // max(size)) for length in size)
+    return width, height
 
 
 def _shows_background(image: Image.Image, reading: Reading) -> bool:

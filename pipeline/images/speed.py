@@ -26,21 +26,27 @@ def _measure(config: DatasetConfig, decode: bool) -> float:
     dataset = config.build()
     records = dataset.records()
     # From all over the dataset, so that one odd folder at its beginning does not decide.
+    side = config.thumbnail_side(len(records))
     chosen = records[:: max(1, len(records) // _IMAGES)][:_IMAGES]
     workers = os.cpu_count() or 1
     started, n = time.perf_counter(), 0
     with thread_pool(workers, "speed") as pool:
         for start in range(0, len(chosen), workers):
             few = chosen[start : start + workers]
-            n += len(list(pool.map(lambda record: _read(dataset, record, decode), few)))
+            n += len(list(pool.map(lambda record: _read(dataset, record, decode, side), few)))
             if time.perf_counter() - started > _SECONDS:
                 break
     return (time.perf_counter() - started) / max(1, n)
 
 
-def _read(dataset: Dataset, record: Record, decode: bool) -> None:
+def _read(dataset: Dataset, record: Record, decode: bool, side: int) -> None:
     # The index lists an image that cannot be read.
     with contextlib.suppress(OSError):
         data = dataset.read(record)
         digest_bytes(data)
-        dataset.decode(data) if decode else dataset.inspect(data)
+        if decode:
+            dataset.decode(data)
+        elif side:
+            dataset.inspect_small(data, side)
+        else:
+            dataset.inspect(data)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import polars as pl
 
-from patchsae.pipeline.core.text import nearest
+from patchsae.pipeline.core.text import count, nearest
 from patchsae.pipeline.results.status import status_rows
 from patchsae.pipeline.results.tables import KEY_COLUMNS, NAME_COLUMNS, Catalog
 from patchsae.storage.errors import UserError
@@ -91,6 +91,16 @@ def execute_with(store: Store, query: str, experiment: str | None, collect: Call
     except pl.exceptions.PolarsError as error:
         message = str(error).splitlines()[0]
         raise UserError(_explain(message, [*catalog.artifacts, ARTIFACTS], frames)) from None
+
+
+def without_bytes(frame: pl.DataFrame) -> pl.DataFrame:
+    """The rows with `1,832 bytes` in place of files, such as those of `thumbnails`, which texts cannot hold."""
+
+    def told(value: bytes) -> str:
+        return count(len(value), "byte")
+
+    binary = [name for name, kind in frame.schema.items() if isinstance(kind, pl.Binary)]
+    return frame.with_columns(pl.col(name).map_elements(told, pl.String) for name in binary)
 
 
 def _about_tables(store: Store, experiment: str | None, name: str | None) -> pl.DataFrame:

@@ -85,6 +85,9 @@ class Coop(Dataset):
     def inspect(self, data: bytes) -> pixels.Facts:
         return pixels.inspect(data, self.reading)
 
+    def inspect_small(self, data: bytes, side: int) -> tuple[pixels.Facts, pixels.Thumbnail]:
+        return pixels.inspect_small(data, self.reading, side)
+
     def fingerprint(self) -> str:
         """A digest of the folder's place, and of every image's path, class, split, size and modification time.
 

@@ -11,10 +11,10 @@ from pydantic import Field, field_validator, model_validator
 from patchsae.pipeline.core.config import Location
 from patchsae.pipeline.images.coop.dataset import Coop
 from patchsae.pipeline.images.coop.facts import FACTS, Name, Split
-from patchsae.pipeline.images.dataset import DatasetConfig
+from patchsae.pipeline.images.dataset import FilesConfig
 
 
-class CoopConfig(DatasetConfig):
+class CoopConfig(FilesConfig):
     """A data set of CoOp's benchmark, or a variant of ImageNet, with CoOp's splits, class names and prompt.
 
     `patchsae data` says which of them are there, where to get the others, and where to put them. A data set with

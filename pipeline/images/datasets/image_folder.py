@@ -20,7 +20,7 @@ from patchsae.pipeline.core.open_clip_data import imagenet_class_names
 from patchsae.pipeline.core.text import count
 from patchsae.pipeline.images import pixels
 from patchsae.pipeline.images.csv_list import hint, read_list
-from patchsae.pipeline.images.dataset import Dataset, DatasetConfig, Record
+from patchsae.pipeline.images.dataset import Dataset, FilesConfig, Record
 from patchsae.pipeline.images.files import SUFFIXES, LeftOut, Walk, names, read_file
 from patchsae.storage.errors import UserError
 from patchsae.storage.keys import digest_bytes, digest_json
@@ -29,7 +29,7 @@ _COLOUR = re.compile(r"white|black|none|#[0-9a-f]{6}")
 _MISSING_SHOWN = 5
 
 
-class ImageFolderConfig(DatasetConfig):
+class ImageFolderConfig(FilesConfig):
     """Images below the folder `root`, in one of three layouts.
 
     Without `splits` and `csv`, images lie in `root/CLASS/...`; a share `test_fraction` of each class becomes
@@ -208,6 +208,9 @@ class ImageFolder(Dataset):
 
     def inspect(self, data: bytes) -> pixels.Facts:
         return pixels.inspect(data, self.reading)
+
+    def inspect_small(self, data: bytes, side: int) -> tuple[pixels.Facts, pixels.Thumbnail]:
+        return pixels.inspect_small(data, self.reading, side)
 
     def fingerprint(self) -> str:
         """A digest of the folder's place, and of every image's path, class, split, size and modification time.

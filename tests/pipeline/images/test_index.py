@@ -276,17 +276,17 @@ def test_an_interrupted_index_inspects_only_what_is_missing(
     inspected: list[str] = []
     plain = index.inspect
 
-    def stop_after_250(dataset: object, record: index.Record) -> dict[str, object]:
+    def stop_after_250(dataset: object, record: index.Record, side: int) -> object:
         inspected.append(record.source)
         if len(inspected) == 250:
             raise KeyboardInterrupt
-        return plain(dataset, record)  # type: ignore[arg-type]
+        return plain(dataset, record, side)  # type: ignore[arg-type]
 
     monkeypatch.setattr(index, "inspect", stop_after_250)
     with pytest.raises(KeyboardInterrupt):
         build_index(store, runtime, DigitsConfig(n_images=500))
     inspected.clear()
-    monkeypatch.setattr(index, "inspect", lambda d, r: inspected.append(r.source) or plain(d, r))
+    monkeypatch.setattr(index, "inspect", lambda d, r, side: inspected.append(r.source) or plain(d, r, side))
     artifact = build_index(store, runtime, DigitsConfig(n_images=500))
     assert len(inspected) == 300
     again = build_index(Store(store.root.parent / "other"), runtime, DigitsConfig(n_images=500))
