@@ -92,7 +92,10 @@ class Guard:
         if self._policy.token is not None and not self._has_cookie(headers):
             await self._let_in(scope, send)
             return
-        await self._app(scope, _Bounded(receive, self._policy.max_body), _with_headers(send))
+        try:
+            await self._app(scope, _Bounded(receive, self._policy.max_body), _with_headers(send))
+        except _TooLarge:
+            await _refuse(send, 413, self._too_large())
 
     def _refused(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
         """Status and sentence, if the request is refused for where it comes from or for its size."""
@@ -116,11 +119,11 @@ class Guard:
             return 414, f"The address is longer than {_LONGEST_QUERY:,} bytes; shorten the query."
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self._policy.max_body:
-            return (
-                413,
-                f"The body is larger than {self._policy.max_body // 1_000_000} MB, which is the most that is read.",
-            )
+            return 413, self._too_large()
         return None
+
+    def _too_large(self) -> str:
+        return f"The file is larger than {self._policy.max_body // 1_000_000} MB, which is the most that is read."
 
     def _knows(self, host: str) -> bool:
         """Whether a Host header names this server. The port is not compared: tunnels have another one."""
@@ -163,6 +166,10 @@ class Guard:
         )
 
 
+class _TooLarge(Exception):
+    """More was received than is read."""
+
+
 class _Bounded:
     """Receives a body of at most `most` bytes, whatever its length was said to be."""
 
@@ -174,8 +181,7 @@ class _Bounded:
         message = await self._receive()
         self._left -= len(message.get("body", b""))
         if self._left < 0:
-            # To the application the client has gone, so that nothing more is read.
-            return {"type": "http.disconnect"}
+            raise _TooLarge
         return message
 
 

@@ -71,12 +71,15 @@ class Queries:
                 "most_rows": MOST_ROWS[style],
             }
             try:
-                return self._ask(process, orjson.dumps(request) + b"\n", seconds)
+                answer = self._ask(process, orjson.dumps(request) + b"\n", seconds)
             except BaseException:
                 self.close()
                 raise
         finally:
             self._lock.release()
+        if "error" in answer.header:
+            raise UserError(answer.header["error"])
+        return answer
 
     def close(self) -> None:
         """Ends the process."""
@@ -134,8 +137,6 @@ class Queries:
                     del reply[: end + 1]
         if _memory(process.pid) > _KEEP_BYTES:
             self.close()
-        if "error" in header:
-            raise UserError(header["error"])
         return Answer(header, bytes(reply))
 
 

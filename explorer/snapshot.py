@@ -9,6 +9,7 @@ from pathlib import Path
 
 from patchsae.pipeline.results.places import Place
 from patchsae.storage.artifacts import Artifact
+from patchsae.storage.files import REMEDY
 from patchsae.storage.keys import digest_json
 from patchsae.storage.manifest import KEY_DIGITS
 from patchsae.storage.records import ExperimentRecord
@@ -123,4 +124,6 @@ def _look(store: Store, folder: Path, stamp: Stamp) -> Held:
     if not artifact.is_committed:
         return Held(artifact, "partial", stamp)
     fault = artifact.fault()
+    if fault is not None and REMEDY not in fault:
+        fault = f"{fault}; run its experiment again, which completes it."
     return Held(artifact, "damaged" if fault else "committed", stamp, fault)

@@ -45,7 +45,7 @@ def training(library: Library, arguments: Mapping[str, str]) -> dict[str, Any]:
         rows = pl.read_parquet(path) if path.is_file() else None
     if rows is None:
         rows = pl.DataFrame()
-    step = -(-len(rows) // _MOST_ROWS) or 1
+    step = -(-len(rows) // (_MOST_ROWS - 1)) or 1
     last = rows.tail(1) if len(rows) and (len(rows) - 1) % step else rows.clear()
     thinned = pl.concat([rows.gather_every(step), last]).drop("artifact", strict=False)
     return {

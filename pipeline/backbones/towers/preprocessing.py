@@ -17,6 +17,7 @@ from patchsae.pipeline.core.open_clip_data import (
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
+from patchsae.storage.errors import UserError
 
 
 def preprocessing_of(
@@ -34,8 +35,15 @@ def preprocessing_of(
 
 
 def published_framing(model: str, tag: str | None) -> Framing:
-    """The framing of the images of a model that `preprocessing_of` preprocesses."""
+    """The framing of the images of a model that `preprocessing_of` preprocesses.
+
+    Raises UserError if open_clip does not know the model, as one of a later version.
+    """
     architecture = model_config(model)
+    if not architecture:
+        raise UserError(
+            f"model {model}: this version of open_clip does not know it; install the one it was run with."
+        )
     image_size = pair(architecture["vision_cfg"].get("image_size", 224))
     return Framing.of({**_published(architecture, model, tag), "size": image_size})
 
