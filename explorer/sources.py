@@ -9,7 +9,6 @@ from patchsae.pipeline.backbones.towers.framing import Framing
 from patchsae.pipeline.results.framing import framing_of
 from patchsae.pipeline.results.originals import Originals
 from patchsae.pipeline.results.places import Place
-from patchsae.storage.activations import Activations
 from patchsae.storage.errors import UserError
 from patchsae.storage.tokens import layout_of
 
@@ -48,15 +47,6 @@ def why_no_pictures(library: Library, view: View) -> str | None:
         return originals(library, view).why_not
     except UserError as error:
         return str(error)
-
-
-def activations(view: View) -> Activations:
-    """The cached activations of a view's images. Raises Absent if they are not in the store, and Damaged."""
-    if view.activations is None:
-        raise Absent(
-            f"view {view.key}: the activations of its images are no longer in the store; run its experiment again."
-        )
-    return Activations(view.activations)
 
 
 def framing(library: Library, view: View) -> Framing | None:
