@@ -17,6 +17,7 @@ from patchsae.explorer.cache import Cache
 from patchsae.explorer.errors import Absent
 from patchsae.explorer.queries import Queries
 from patchsae.explorer.snapshot import Fingerprint, Snapshot
+from patchsae.explorer.uploads import Uploads
 from patchsae.explorer.view import SAE_STAGES, View, labels
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.errors import Damaged
@@ -37,6 +38,7 @@ class Library:
         self.cache = Cache(cache_bytes)
         """Tables, and heavy objects such as backbones and SAEs. Its keys begin with what the object is."""
         self.queries = Queries(store.root)
+        self.uploads = Uploads()
         self._snapshot: Snapshot | None = None
         self._lock = threading.Lock()
 

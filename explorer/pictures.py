@@ -46,6 +46,13 @@ def picture(library: Library, arguments: Mapping[str, str]) -> Content:
         return _tile("gone")
 
 
+def uploaded(library: Library, arguments: Mapping[str, str]) -> Content:
+    """The picture of an upload. Raises Absent if it is not kept any more."""
+    size = size_of(arguments)
+    image = library.uploads.image(arguments["upload"])
+    return Content(encoded(image, size), "image/webp", max_age=_MAX_AGE)
+
+
 def _tile(what: str) -> Content:
     return Content(_TILE, "image/svg+xml", {"X-Picture": what})
 

@@ -224,7 +224,7 @@ class Activations:
     def not_finite(self, images: np.ndarray) -> UserError:
         """The error that says that these images have values that are NaN or infinite."""
         shard = shard_file(self.artifact.path, int(images[0]) // self.shard_images)
-        return UserError(
+        return Damaged(
             f"{shard}: image {int(images[0])} has values that are not finite; run again with `--rerun extract`."
         )
 

@@ -39,7 +39,7 @@ def _frame(library: Library, view: View, arguments: Mapping[str, str]) -> tuple[
         frame = frame.with_columns(pl.col("class_n_images", "class_n_tokens").fill_null(0))
         sort = "-class_n_images"
     if words := arguments.get("words", "").strip():
-        from patchsae.explorer.resources.search import word_scores  # type: ignore[import-not-found]
+        from patchsae.explorer.resources.search import word_scores
 
         frame = frame.with_columns(word_score=word_scores(library, view, words))
         sort = "-word_score"

@@ -7,15 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from patchsae.explorer import pictures, truth
+from patchsae.explorer import pictures, truth, uploads
 from patchsae.explorer.errors import Absent
 from patchsae.explorer.library import Library
 from patchsae.explorer.resources import (
     classes,
     comparisons,
     home,
+    images,
     latent,
     latents,
+    maps,
+    predict,
+    search,
     tables,
     training,
     views,
@@ -61,6 +65,14 @@ RESOURCES: tuple[Resource, ...] = (
     Resource("matching/{key}/rows", comparisons.matching_rows),
     Resource("tables", tables.tables),
     Resource("sql", tables.sql, live=True),
+    Resource("neighbours/{view}/{latent}", search.neighbours),
+    Resource("maps/{view}/{latent}", maps.maps),
+    Resource("image/{view}/{row}", images.image),
+    Resource("codes/{view}/{row}", images.codes),
+    Resource("upload/{view}", images.upload, posts=True, max_body=uploads.MAX_BYTES),
+    Resource("upload/{view}/{upload}", images.uploaded, live=True),
+    Resource("upload-codes/{view}/{upload}", images.upload_codes, live=True),
+    Resource("predict/{view}", predict.predict, posts=True),
 )
 
 
@@ -68,6 +80,7 @@ FILES: tuple[Resource, ...] = (
     # Their functions give `Content`, and their paths have no `/api/` in front.
     Resource("sql.csv", tables.csv, live=True),
     Resource("sql.parquet", tables.parquet, live=True),
+    Resource("picture/upload/{upload}", pictures.uploaded),
     Resource("picture/{view}/{row}", pictures.picture),
     Resource("truth/{view}/{row}", truth.truth),
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 from patchsae.explorer.library import Library
 from patchsae.explorer.resources.columns import columns_of
+from patchsae.explorer.resources.search import has_words
 from patchsae.explorer.snapshot import Snapshot
 from patchsae.explorer.sources import why_no_pictures
 from patchsae.explorer.view import View
@@ -31,7 +32,7 @@ def view(library: Library, arguments: Mapping[str, str]) -> dict[str, Any]:
         "masking": _named(found.snapshot, found.made_from("masking")),
         "remapping": _named(found.snapshot, found.made_from("remapping")),
         "siblings": [one for one in heads if one["sae_key"] == found.sae_key and one["key"] != found.key],
-        "words": False,
+        "words": has_words(found),
         "pictures": why is None,
         "pictures_why": why,
         "attributes": _attributes(library, found),

@@ -84,13 +84,13 @@ class Thumbnail:
     webp: bytes
 
 
-def decode_rgb(data: bytes, reading: Reading = Reading()) -> Image.Image:
+def decode_rgb(data: bytes, reading: Reading = Reading(), max_pixels: int | None = None) -> Image.Image:
     """The first frame of an image file as 8-bit RGB.
 
     Raises OSError if `data` is not in one of `FORMATS`, is larger than the bounds above, or is broken. Raises
     MemoryError if the machine is too small, which says nothing about the image.
     """
-    return _opened(data, lambda image: as_rgb(image, reading))
+    return _opened(data, lambda image: as_rgb(image, reading), max_pixels)
 
 
 def inspect(data: bytes, reading: Reading = Reading()) -> Facts:
@@ -183,16 +183,16 @@ def _shows_background(image: Image.Image, reading: Reading) -> bool:
     return lowest != 255
 
 
-def _opened(data: bytes, use: Callable[[Image.Image], T]) -> T:
+def _opened(data: bytes, use: Callable[[Image.Image], T], max_pixels: int | None = None) -> T:
     """What `use` makes of an image file. Raises OSError if it cannot be read, as `decode_rgb` says."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(*image.size)
+            _check_size(*image.size, max_pixels or MAX_PIXELS)
             return use(image)
     except UnidentifiedImageError:
         raise OSError(f"is no image of the formats that are read ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
-        raise OSError(_too_large()) from None
+        raise OSError(_too_large(max_pixels or MAX_PIXELS)) from None
     except MemoryError:
         raise
     except Exception as error:
@@ -201,17 +201,17 @@ def _opened(data: bytes, use: Callable[[Image.Image], T]) -> T:
         raise OSError(reason(error)) from error
 
 
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise OSError(_too_large())
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise OSError(_too_large(max_pixels))
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise OSError(
             f"has {width:,} x {height:,} pixels, and one side is over {MAX_ASPECT:,} times the other"
         )
 
 
-def _too_large() -> str:
-    return f"has more than {MAX_PIXELS:,} pixels, the most that are decoded"
+def _too_large(max_pixels: int) -> str:
+    return f"has more than {max_pixels:,} pixels, the most that are decoded"
 
 
 def _orientation(image: Image.Image, reading: Reading) -> int | None:

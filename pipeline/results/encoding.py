@@ -15,9 +15,11 @@ from torch import Tensor
 from patchsae.pipeline.activations.parts import PartImages
 from patchsae.pipeline.backbones.backbone import Backbone
 from patchsae.pipeline.saes.encode import LatentEncoder
+from patchsae.pipeline.saes.sae import Sae
+from patchsae.pipeline.saes.sparse.latents import places, tokens_per_block
 from patchsae.storage.activations import Activations
 from patchsae.storage.errors import UserError
-from patchsae.storage.tokens import TokenLayout
+from patchsae.storage.tokens import TokenLayout, TokenSelection
 
 IMAGES_PER_BATCH = 16
 
@@ -63,16 +65,46 @@ def latent_rows(
     )
 
 
-def strongest(rows: pl.DataFrame, layout: TokenLayout, k: int) -> pl.DataFrame:
-    """The k latents of each image of `latent_rows` with the largest token mean, strongest first.
+@torch.inference_mode()
+def dense_latent_rows(sae: Sae, x: Tensor, n_tokens: int) -> pl.DataFrame:
+    """`latent_rows` of the first `n_tokens` tokens of one image x [T, d], without the column `image`.
+
+    It needs no memory beside the SAE, while a `LatentEncoder` holds its own copies of W_enc.
+    """
+    tokens, latents, values = [], [], []
+    for start in range(0, n_tokens, step := tokens_per_block(sae.n_latents)):
+        f = sae.encode(x[start : min(start + step, n_tokens)])
+        token, latent = np.divmod(places(f > 0).numpy(), sae.n_latents)
+        tokens.append(start + token)
+        latents.append(latent)
+        values.append(f.numpy()[token, latent])
+    return pl.DataFrame(
+        {
+            "token": np.concatenate(tokens).astype(np.int32),
+            "latent": np.concatenate(latents).astype(np.int32),
+            "activation": np.concatenate(values),
+        }
+    )
+
+
+def strongest(
+    rows: pl.DataFrame, layout: TokenLayout, k: int, tokens: TokenSelection = "all"
+) -> pl.DataFrame:
+    """The k latents of each image of `latent_rows` with the largest mean over `tokens`, strongest first.
 
     Columns: image, latent, activation (mean over tokens), token (the first one with the largest activation) and
     token_activation.
     """
-    by_latent = rows.group_by("image", "latent").agg(
-        activation=pl.col("activation").sum() / len(layout.select("all")),
-        token=pl.col("token").get(pl.col("activation").arg_max()),
-        token_activation=pl.col("activation").max(),
+    chosen = layout.select(tokens)
+    of_tokens = pl.col("token").is_between(chosen.start, chosen.stop - 1)
+    by_latent = (
+        rows.filter(of_tokens)
+        .group_by("image", "latent")
+        .agg(
+            activation=pl.col("activation").sum() / len(chosen),
+            token=pl.col("token").get(pl.col("activation").arg_max()),
+            token_activation=pl.col("activation").max(),
+        )
     )
     ranked = by_latent.sort("activation", "latent", descending=[True, False])
     return ranked.group_by("image", maintain_order=True).head(k).sort("image", maintain_order=True)

@@ -35,7 +35,7 @@ evaluations:
   jump: {kind: statistics, sae: jump}
   adapted: {kind: statistics, sae: relu, backbone: vpt}
   masking: {kind: masking, statistics: relu, ks: [1], n_random: 1}
-  masking-adapted: {kind: masking, statistics: adapted, ks: [1], n_random: 1}
+  masking-adapted: {kind: masking, statistics: adapted, backbone: vpt, ks: [1], n_random: 1}
 """
 Open = Callable[[Store], TestClient]
 ADDRESS = "http://127.0.0.1:8765"
