@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from typing import Any
 
-import polars as pl
 from PIL import Image
 
 from patchsae.explorer import sources
@@ -19,11 +17,12 @@ from patchsae.explorer.errors import Absent
 from patchsae.explorer.library import Library
 from patchsae.explorer.view import View
 from patchsae.pipeline.images.originals import NoOriginal
+from patchsae.pipeline.images.thumbnails import Thumbnails
+from patchsae.storage.artifacts import Artifact
 from patchsae.storage.errors import UserError
 
 SIZES = (96, 224, 640)
 _QUALITY = {96: 80, 224: 84, 640: 88}
-_THUMBNAILS = "thumbnails"
 _MAX_AGE = 86_400
 # What is shown in place of a picture that is not there: a plain tile. Why it is not there, `view` says.
 _TILE = (
@@ -32,7 +31,8 @@ _TILE = (
 
 
 def picture(library: Library, arguments: Mapping[str, str]) -> Content:
-    """The picture of a row; if it is gone or has changed, a plain tile whose header `X-Picture` says so.
+    """The picture of a row. If it is gone or has changed, the header `X-Picture` says so, and the picture is the small
+    one that the index has, or else a plain tile.
 
     Raises Absent if there is no such view or row.
     """
@@ -41,9 +41,9 @@ def picture(library: Library, arguments: Mapping[str, str]) -> Content:
     try:
         return Content(webp_of(library, view, image, size), "image/webp", max_age=_MAX_AGE)
     except NoOriginal as error:
-        return _tile(error.what)
+        return _instead(library, view, image, error.what)
     except UserError:
-        return _tile("gone")
+        return _instead(library, view, image, "gone")
 
 
 def uploaded(library: Library, arguments: Mapping[str, str]) -> Content:
@@ -53,8 +53,11 @@ def uploaded(library: Library, arguments: Mapping[str, str]) -> Content:
     return Content(encoded(image, size), "image/webp", max_age=_MAX_AGE)
 
 
-def _tile(what: str) -> Content:
-    return Content(_TILE, "image/svg+xml", {"X-Picture": what})
+def _instead(library: Library, view: View, image: int, what: str) -> Content:
+    """What is shown of an image whose original is not there."""
+    header = {"X-Picture": what}
+    small = None if view.images is None else _thumbnail(library, view.images, image)
+    return Content(small, "image/webp", header) if small else Content(_TILE, "image/svg+xml", header)
 
 
 def size_of(arguments: Mapping[str, str]) -> int:
@@ -82,19 +85,21 @@ def webp_of(library: Library, view: View, image: int, size: int) -> bytes:
     key = ("picture", of.index.manifest.digest, of.folder, image, size)
 
     def make() -> bytes:
-        stored = _thumbnail(of.index, image) if size == SIZES[0] else None
+        stored = _thumbnail(library, of.index, image) if size == SIZES[0] else None
         return stored or encoded(of.image(image), size)
 
     return library.cache.get(key, make, len)
 
 
-def _thumbnail(index: Any, image: int) -> bytes | None:
-    """The WebP that the index has of an image, if it was told to keep any."""
-    if not index.table_files(_THUMBNAILS):
+def _thumbnail(library: Library, index: Artifact, image: int) -> bytes | None:
+    """The small picture that the index has of an image; None if it was told to keep none, or the table is damaged."""
+    try:
+        held = library.cache.get(
+            ("thumbnails", index.manifest.digest), lambda: Thumbnails(index), lambda one: one.n_bytes
+        )
+        return held.read([image]).get(image)
+    except (UserError, OSError):
         return None
-    # Row i is image i, so that one row group is read.
-    row = index.scan(_THUMBNAILS).slice(image, 1).filter(pl.col("image") == image).collect()
-    return bytes(row["webp"][0]) if len(row) else None
 
 
 def encoded(image: Image.Image, size: int) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,8 @@ THUMBNAILS = TableSchema(
     # About 130 KB, so that little is read for the pictures of one page.
     rows_per_group=64,
 )
+# Memory of what Parquet notes of a row group.
+_BYTES_PER_GROUP = 2_000
 # Bytes of a WebP file per square of the side, as measured on photographs.
 _BYTES_PER_SQUARE = 0.22
 
@@ -70,32 +73,46 @@ def columns(
     }
 
 
-def thumbnails_of(images: Artifact, rows: Sequence[int]) -> dict[int, bytes]:
-    """The WebP files of some images of an index, by row number; none of images, or of indexes, that have none.
+class Thumbnails:
+    """The thumbnails of an index. It holds no file open, and knows in which row group each of them is."""
 
-    Only the row groups are read that hold one of the images. Raises UserError if the table is damaged.
-    """
-    wanted, found = sorted(set(rows)), {}
-    if not images.table_files(THUMBNAILS.name):
-        return {}
-    images.scan(THUMBNAILS.name)  # Compares the files with their digests, once per process.
-    for path in images.table_files(THUMBNAILS.name):
-        with pq.ParquetFile(path) as file:
-            groups = [
-                group
-                for group in range(file.num_row_groups)
-                if _holds(file.metadata.row_group(group).column(0).statistics, wanted)
-            ]
-            if groups:
-                table = file.read_row_groups(groups, columns=["image", "webp"])
-                for image, webp in zip(table["image"].to_pylist(), table["webp"].to_pylist(), strict=True):
+    def __init__(self, images: Artifact) -> None:
+        """Raises UserError if the table is damaged."""
+        self._files: list[tuple[Path, pq.FileMetaData]] = []
+        self._groups: list[tuple[int, int]] = []
+        first: list[int] = []
+        if images.table_files(THUMBNAILS.name):
+            images.scan(THUMBNAILS.name)  # Compares the files with their digests, once per process.
+        for path in images.table_files(THUMBNAILS.name):
+            metadata = pq.read_metadata(path)
+            for group in range(metadata.num_row_groups):
+                bounds = metadata.row_group(group).column(0).statistics
+                if bounds is not None and bounds.has_min_max:
+                    first.append(bounds.min)
+                    self._groups.append((len(self._files), group))
+            self._files.append((path, metadata))
+        # Files are in the order of their parts, and so of their images.
+        self._first = np.array(first, np.int64)
+
+    @property
+    def n_bytes(self) -> int:
+        """About the memory that is held."""
+        return _BYTES_PER_GROUP * len(self._groups)
+
+    def read(self, images: Sequence[int]) -> dict[int, bytes]:
+        """The WebP files of some images, by row number, without those of which there are none.
+
+        Only the row groups are read that they are in. Raises OSError if the table was deleted meanwhile.
+        """
+        wanted = set(images)
+        found: dict[int, bytes] = {}
+        places = np.searchsorted(self._first, sorted(wanted), side="right") - 1
+        for place in np.unique(places[places >= 0]).tolist():
+            number, group = self._groups[place]
+            path, metadata = self._files[number]
+            with pq.ParquetFile(path, metadata=metadata) as file:
+                table = file.read_row_group(group, columns=["image", "webp"], use_threads=False)
+            for image, webp in zip(table["image"].to_pylist(), table["webp"].to_pylist(), strict=True):
+                if image in wanted:
                     found[image] = webp
-    return {image: found[image] for image in wanted if image in found}
-
-
-def _holds(bounds: pq.Statistics | None, rows: Sequence[int]) -> bool:
-    """Whether a row group with these bounds of `image` may hold one of the ascending rows. An empty one has none."""
-    if bounds is None or not bounds.has_min_max:
-        return False
-    at = int(np.searchsorted(rows, bounds.min))
-    return at < len(rows) and rows[at] <= bounds.max
+        return found

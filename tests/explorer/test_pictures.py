@@ -13,6 +13,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from patchsae.pipeline.images.pixels import decode_rgb
+from patchsae.pipeline.images.thumbnails import Thumbnails
 from patchsae.pipeline.shapes.world import render
 from patchsae.storage.store import Store
 from tests.explorer.conftest import Open
@@ -48,8 +49,10 @@ def test_pictures_are_upright_and_never_enlarged(photo_folder: Path, explore: Op
     assert turned
 
 
-def test_a_picture_that_is_gone_or_changed_is_a_tile_that_says_so(
-    photo_folder: Path, explore: Open, tmp_path: Path
+@pytest.mark.parametrize("size", [96, 640])
+@pytest.mark.parametrize("has_thumbnails", [True, False])
+def test_a_picture_that_is_gone_or_changed_is_a_small_one_or_a_tile_that_says_so(
+    photo_folder: Path, explore: Open, tmp_path: Path, has_thumbnails: bool, size: int
 ) -> None:
     folder = tmp_path / "photos"
     store = Store(shutil.copytree(photo_folder / "store", tmp_path / "store"))
@@ -58,17 +61,26 @@ def test_a_picture_that_is_gone_or_changed_is_a_tile_that_says_so(
         # The record is that of an older version, so the index tells where the images were.
         record.unlink()
     [index] = store.committed("index")
-    manifest = index.manifest.model_copy(update={"provenance": {"source": {"root": str(folder)}}}).sealed()
+    outputs = [one for one in index.manifest.outputs if has_thumbnails or "thumbnails" not in one.path]
+    changes = {"provenance": {"source": {"root": str(folder)}}, "outputs": outputs}
+    manifest = index.manifest.model_copy(update=changes).sealed()
     (index.path / "manifest.json").write_text(manifest.model_dump_json())
     client = explore(store)
     view = str(client.get("/api/home").json()["views"][0]["key"])
     gone, changed = index.scan("images").collect()["source"].head(2)
     (folder / gone).unlink()
     Image.new("RGB", (5, 5)).save(folder / changed)
-    answers = [client.get(f"/picture/{view}/{row}") for row in range(3)]
-    assert [one.headers.get("x-picture") for one in answers] == ["gone", "changed", None]
-    assert [one.headers["content-type"] for one in answers] == ["image/svg+xml"] * 2 + ["image/webp"]
-    assert all("no-cache" in one.headers["cache-control"] for one in answers[:2])
+    answers = [client.get(f"/picture/{view}/{row}", params={"size": size}) for row in range(3)]
+    types = [one.headers["content-type"] for one in answers]
+    if has_thumbnails:
+        # What was indexed is shown, and not what is there now.
+        small = Thumbnails(index).read([0, 1])
+        assert [one.content for one in answers[:2]] == [small[0], small[1]] and types == ["image/webp"] * 3
+    else:
+        assert types == ["image/svg+xml"] * 2 + ["image/webp"]
+    if size == 640 or not has_thumbnails:
+        assert [one.headers.get("x-picture") for one in answers] == ["gone", "changed", None]
+        assert all("no-cache" in one.headers["cache-control"] for one in answers[:2])
     assert client.get(f"/api/view/{view}").json()["pictures"] is True
     shutil.rmtree(folder)
     told = explore(store).get(f"/api/view/{view}").json()

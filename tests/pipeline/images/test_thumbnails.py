@@ -21,7 +21,7 @@ from patchsae.pipeline.images import index, pixels
 from patchsae.pipeline.images.datasets.coop import CoopConfig
 from patchsae.pipeline.images.datasets.image_folder import ImageFolder, ImageFolderConfig
 from patchsae.pipeline.images.datasets.shapes import ShapesConfig
-from patchsae.pipeline.images.thumbnails import thumbnails_of
+from patchsae.pipeline.images.thumbnails import Thumbnails
 from patchsae.pipeline.results.sql import execute, without_bytes
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.store import Store
@@ -143,7 +143,7 @@ def test_nothing_that_is_made_from_images_depends_on_their_thumbnails(folder: Pa
     # An index of a version that knew none keeps its key.
     assert "thumbnails" not in config(folder).key_config()
     made = store.at("index", keys[", thumbnails: 0"])
-    assert "thumbnails" not in made.table_names() and thumbnails_of(made, [0]) == {}
+    assert "thumbnails" not in made.table_names() and Thumbnails(made).read([0]) == {}
     small = store.at("index", keys[", thumbnails: 40"]).scan("thumbnails").collect()
     assert small["width"].max() == 40
 
@@ -165,7 +165,7 @@ def test_parts_and_images_that_cannot_be_read_leave_rows_in_place(
     parts = indexed(Store(tmp_path / "parts"), config(folder))
     assert len(parts.table_files("thumbnails")) == 4
     assert parts.scan("thumbnails").drop("artifact").collect().sort("image").equals(whole)
-    assert thumbnails_of(parts, [7, 0, 7, 3, 999]) == {image: whole["webp"][image] for image in (0, 3, 7)}
+    assert Thumbnails(parts).read([7, 0, 7, 3, 999]) == {image: whole["webp"][image] for image in (0, 3, 7)}
 
 
 def test_few_row_groups_are_read_for_few_pictures(
@@ -176,14 +176,14 @@ def test_few_row_groups_are_read_for_few_pictures(
         Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / "many" / "a" / f"{i}.png")
     images = indexed(store, config(tmp_path / "many"))
     groups: list[int] = []
-    plain = pq.ParquetFile.read_row_groups
+    plain = pq.ParquetFile.read_row_group
     monkeypatch.setattr(
-        pq.ParquetFile,
-        "read_row_groups",
-        lambda file, some, **more: groups.extend(some) or plain(file, some, **more),
+        pq.ParquetFile, "read_row_group", lambda file, i, **more: groups.append(i) or plain(file, i, **more)
     )
-    found = thumbnails_of(images, [70, 130, 199])
-    assert list(found) == [70, 130, 199] and groups == [1, 2, 3]
+    found = Thumbnails(images).read([199, 70, 130, 71])
+    assert sorted(found) == [70, 71, 130, 199] and groups == [1, 2, 3]
+    expected = images.scan("thumbnails").collect()["webp"]
+    assert all(found[image] == expected[image] for image in found)
 
 
 def test_an_index_that_an_earlier_version_began_gets_thumbnails_of_all(
