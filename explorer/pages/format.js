@@ -15,7 +15,7 @@ export function number(value, digits) {
   const size = Math.abs(value);
   const kept = digits || 4;
   if (size >= 1e6 || size < 1e-4) return value.toExponential(Math.max(1, kept - 2));
-  if (size >= 10 ** kept) return WHOLE.format(value);
+  if (size >= 1000) return WHOLE.format(value);
   return String(Number(value.toPrecision(kept)));
 }
 

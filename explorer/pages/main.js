@@ -85,7 +85,7 @@ async function open(again) {
   try {
     const found = match(path);
     if (!found) {
-      fill(page, empty("There is no page at this address.", "The pages begin at Home."));
+      fill(page, h("div", { class: "stack" }, h("h1", null, "Nothing here"), empty("There is no page at this address.", "The pages begin at Home.")));
       settle("error");
       return;
     }

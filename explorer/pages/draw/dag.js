@@ -91,7 +91,7 @@ export function graph(label, nodes, { href, picked }) {
     const { x, y } = at.get(node.address);
     const kind = node.address === picked ? " at" : lit && !lit.has(node.address) ? " dim" : "";
     const words = `${node.address}: ${node.state}${node.more ? `, ${node.more}` : ""}`;
-    return svg("a", { href: href(node), class: `node${kind}`, "aria-label": words, "data-node": node.address,
+    return svg("a", { href: href(node), class: `node${kind}`, "data-node": node.address,
       "aria-current": node.address === picked ? "true" : null },
     svg("title", null, words), svg("rect", { x, y, width: NODE.width, height: NODE.height, rx: 7 }),
     stateSign(node.state, x + 15, y + NODE.height / 2),

@@ -13,6 +13,26 @@ const SHAPES = [
   (x, y) => `M${x} ${y - 6}l6 6l-6 6l-6 -6z`,
 ];
 
+// Where the names stand: right, left, above or below of their points, and nowhere if all these places are taken.
+function namePlaces(points, at) {
+  const taken = points.map((_, i) => [at[i][0] - 7, at[i][1] - 7, at[i][0] + 7, at[i][1] + 7]);
+  return points.map((row, i) => {
+    const [x, y] = at[i];
+    const wide = 6.4 * row.sae.length;
+    const tries = [["start", x + 11, y + 4], ["end", x - 11, y + 4], ["middle", x, y - 12], ["middle", x, y + 19]];
+    for (const [anchor, tx, ty] of tries) {
+      const left = tx - (anchor === "start" ? 0 : anchor === "end" ? wide : wide / 2);
+      const box = [left, ty - 9, left + wide, ty + 3];
+      const free = box[0] >= SIZE.left && box[2] <= SIZE.width && box[1] >= 0
+        && taken.every((other, j) => j === i || box[2] < other[0] || box[0] > other[2] || box[3] < other[1] || box[1] > other[3]);
+      if (!free) continue;
+      taken.push(box);
+      return { anchor, x: tx, y: ty };
+    }
+    return null;
+  });
+}
+
 // `rows` have `sae`, `href` and the columns; `picked` the key of one.
 export function frontier(rows, across, upwards, picked) {
   const points = rows.filter((row) => row[across] !== null && row[across] !== undefined && row[upwards] !== null && row[upwards] !== undefined);
@@ -31,16 +51,18 @@ export function frontier(rows, across, upwards, picked) {
     ...y.ticks(5).map((tick) => [svg("line", { class: "axis", x1: SIZE.left, x2: SIZE.width - SIZE.right, y1: py(tick.at), y2: py(tick.at) }),
       svg("text", { class: "soft", x: SIZE.left - 6, y: py(tick.at) + 4, "text-anchor": "end" }, tick.text)]),
   ];
-  const marks = points.map((row) => {
-    const [cx, cy] = [px(row[across]), py(row[upwards])];
+  const at = points.map((row) => [px(row[across]), py(row[upwards])]);
+  const places = namePlaces(points, at);
+  const marks = points.map((row, n) => {
+    const [cx, cy] = at[n];
+    const place = places[n];
     const i = kinds.indexOf(row.kind || "");
     const chosen = row.sae_key === picked;
     const text = `${row.sae}: ${words(across)} ${number(row[across])}, ${words(upwards)} ${number(row[upwards])}${chosen ? ", picked" : ""}`;
-    return svg("a", { href: row.href, "aria-label": text, "data-sae": row.sae }, svg("title", null, text),
+    return svg("a", { href: row.href, "data-sae": row.sae }, svg("title", null, text),
       chosen ? svg("circle", { cx, cy, r: 10, fill: "none", stroke: "var(--ink)", "stroke-width": 2 }) : null,
       svg("path", { d: SHAPES[i % SHAPES.length](cx, cy), fill: CATEGORIES[i % CATEGORIES.length] }),
-      svg("text", { x: cx > SIZE.width - 120 ? cx - 12 : cx + 12, y: cy + 4, "text-anchor": cx > SIZE.width - 120 ? "end" : "start",
-        "font-weight": chosen ? 700 : 400 }, points.length <= 24 || chosen ? row.sae : ""));
+      place ? svg("text", { x: place.x, y: place.y, "text-anchor": place.anchor, "font-weight": chosen ? 700 : 400 }, row.sae) : null);
   });
   const name = points.find((row) => row.sae_key === picked)?.sae;
   const names = kinds.filter(Boolean).map((name, i) => h("span", { class: "key" }, svg("svg", { width: 14, height: 14, "aria-hidden": "true" },

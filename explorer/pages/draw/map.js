@@ -24,7 +24,7 @@ function pixel(data, at, share, mode) {
   data[at] = r;
   data[at + 1] = g;
   data[at + 2] = b;
-  data[at + 3] = share <= 0 ? 0 : 225 * Math.min(1, 0.12 + share ** 0.75);
+  data[at + 3] = 225 * Math.min(1, 1.2 * Math.max(0, share) ** 0.8);
 }
 
 function imageOf(shares, width, height, mode) {

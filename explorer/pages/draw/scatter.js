@@ -31,7 +31,7 @@ function bucketsOf(spec) {
 
 // A plot with nothing in it. `brushed({x: [low, high], y: [low, high]})`, `pointed(id or null)` and `picked(id)` are
 // called. set() takes {ids, x: {name, values, kind}, y, colour: {name, values} or groups: {of, names, colours}, lit,
-// lines: [{axis, at, text}], diagonal}. `lit` marks the points that a filter leaves (1) or is null.
+// lines: [{axis, at, text, low: whether its text stands at the low end}], diagonal}. `lit` marks the points that a filter leaves (1) or is null.
 export function scatter(label, { brushed, pointed, picked }) {
   const canvas = h("canvas", { role: "img", "aria-label": label });
   const over = h("canvas", { "aria-hidden": "true" });
@@ -111,13 +111,13 @@ export function scatter(label, { brushed, pointed, picked }) {
         context.moveTo(x, area.y);
         context.lineTo(x, area.y + area.height);
         context.textAlign = "left";
-        context.fillText(line.text, x + 4, area.y + 11);
+        context.fillText(line.text, line.low ? x - 11 : x + 4, line.low ? area.y + area.height - 5 : area.y + 11);
       } else {
         const y = area.y + (1 - share) * area.height;
         context.moveTo(area.x, y);
         context.lineTo(area.x + area.width, y);
-        context.textAlign = "right";
-        context.fillText(line.text, area.x + area.width - 4, y - 4);
+        context.textAlign = line.low ? "left" : "right";
+        context.fillText(line.text, line.low ? area.x + 5 : area.x + area.width - 4, line.low ? y + 12 : y - 4);
       }
       context.stroke();
     }

@@ -43,13 +43,13 @@ export function tile(view, example, { href, title, detail, map, size, address, n
   const layout = view.layout;
   const name = title || example.class_name || `image ${example.image}`;
   const seen = look(address || pictureOf(view, example.image, size || 224),
-    { width: example.width, height: example.height, alt: `Image ${example.image}, ${name}`, size: 128 });
+    { width: example.width, height: example.height, alt: `Image ${example.image}`, size: 128 });
   const cells = layout ? cellsBeside(layout) : [];
   const beside = cells.map((token) => h("i", { title: tokenName(layout, token), data: { token } }));
   const frame = h("div", { class: "frame" },
     beside.length && map !== false ? h("div", { class: "beside", "aria-hidden": "true" }, beside.slice(0, 12)) : null, seen.element);
   const caption = h("figcaption", null, h("span", { title: name }, name), detail ? h("span", { class: "number" }, detail) : null);
-  const body = href ? h("a", { href, "aria-label": `${name}${detail ? `, ${detail}` : ""}, image ${example.image}` }, frame, caption)
+  const body = href ? h("a", { href }, frame, caption)
     : h("div", null, frame, caption);
   const element = h("figure", { class: "tile", data: { image: example.image } }, body, note || null);
   let now = { values: null, max: 0, mode: "off" };

@@ -18,7 +18,7 @@ export async function classesPage(_, query, view) {
     const left = classes.filter((one) => one.name.toLowerCase().includes(like));
     fill(body, left.length ? table("Classes", [{ name: "id", number: true }, { name: "class" }, { name: "images", number: true }, { name: "latents" }],
       left.slice(0, MOST).map((one) => [String(one.id), h("a", { href: to(one, "class"), data: { class: one.id } }, one.name), whole(one.n_images),
-        h("a", { href: to(one), "aria-label": `Latents of ${one.name} in the table` }, "in the table of latents")]))
+        h("a", { href: to(one), "aria-label": `its latents: ${one.name}` }, "its latents")]))
       : empty(classes.length ? "No class is called that." : "The images of this view have no classes."),
     left.length > MOST ? note(`The first ${MOST} of ${whole(left.length)}: write a part of the name to find others.`) : null);
   };

@@ -101,9 +101,15 @@ function graphPanel(experiment, query, store) {
   return panel(h("header", null, h("h2", null, "How it was made"), h("span", { class: "soft" }, count(nodes.length, "artifact")),
     h("span", { class: "gap" }), picked || stage ? h("a", { class: "button", href: to({}) }, "Show all") : null), null,
   h("div", { class: picked ? "split" : "stack" }, h("div", { class: "stack" }, drawn, h("div", { class: "legend" }, counts),
-    many && stage ? nodeList(nodes.filter((node) => node.stage === stage), experiment) : null), side));
+    many && stage ? h("div", { class: "low" }, nodeList(nodes.filter((node) => node.stage === stage), experiment)) : null), side));
 }
 
+// Of a table's many numbers, those that are shown here.
+const TOLD = {
+  frontier: ["l0", "fvu", "zero_shot_kept_mean", "dead_fraction"],
+  reconstruction: ["l0", "fvu", "explained_variance", "cosine", "dead_fraction", "accuracy_original", "accuracy_reconstruction", "zero_shot_kept_mean"],
+  masking: ["zero_shot_accuracy", "accuracy_all", "on_class_k10", "off_class_k10", "on_dataset_k10", "off_dataset_k10", "on_random_k10", "off_random_k10"],
+};
 const ACROSS = ["l0", "l1_norm", "n_latents", "dead_fraction"];
 const UPWARDS = ["fvu", "zero_shot_kept_mean", "zero_shot_kept_zero", "kept", "explained_variance", "cosine", "contrastive_score_mean",
   "set_kept_mean", "dead_fraction"];
@@ -119,7 +125,7 @@ function frontierPanel(one, query, store) {
     const view = store.views.find((item) => item.sae_key === row.sae_key);
     return { ...row, href: view ? makeAddress(["v", view.key, "latents"]) : makeAddress(["sae", row.sae_key]) };
   });
-  const columns = ["sae", ...new Set(["l0", "fvu", ...across, ...upwards])].filter((name) => name === "sae" || has(name));
+  const columns = ["sae", ...new Set([x, y, ...TOLD.frontier])].filter((name) => name === "sae" || has(name));
   return panel(h("header", null, h("h2", null, "Sparsity against what is lost"), h("span", { class: "soft" }, one.evaluation),
     h("span", { class: "gap" }),
     select("across", across.map((name) => [name, words(name)]), x, (value) => change({ across: value }, true)),
@@ -130,10 +136,6 @@ function frontierPanel(one, query, store) {
       ? h("a", { href: row.href }, row.sae, row.sae_key === one.picked ? " (picked)" : "") : number(row[name])))))));
 }
 
-const TOLD = {
-  reconstruction: ["l0", "fvu", "explained_variance", "cosine", "dead_fraction", "accuracy_original", "accuracy_reconstruction", "zero_shot_kept_mean"],
-  masking: ["zero_shot_accuracy", "accuracy_all", "on_class_k10", "off_class_k10", "on_dataset_k10", "off_dataset_k10", "on_random_k10", "off_random_k10"],
-};
 const MOST_NUMBERS = 8;
 
 // The summary numbers of all evaluations: a table for each kind.
@@ -164,54 +166,91 @@ function saeRow(sae) {
     h("span", { class: "mono" }, sae.key.slice(0, 8))];
 }
 
-function draw(store, query, closers) {
-  const experiment = store.experiments.find((one) => one.name === query.experiment) || store.experiments[0];
-  const mine = (item) => !experiment || !item.experiments || item.experiments.includes(experiment.name) || item.experiment === experiment.name;
-  const views = store.views.filter(mine);
-  const saes = store.saes.filter(mine);
-  const frontiers = store.frontiers.filter((one) => !experiment || one.experiment === experiment.name);
-  const comparisons = store.comparisons.filter(mine);
-  const trained = saes.filter((sae) => sae.training || sae.objective !== "imported");
-  const chosen = trained.find((sae) => sae.key === query.curve) || trained.find((sae) => sae.training) || trained[0];
-  const curve = chosen ? trainingCurves(chosen) : null;
-  if (curve) closers.push(curve.close);
-  return h("div", { class: "stack" },
-    h("div", { class: "head" }, h("div", null, h("h1", null, experiment ? experiment.name : "Explorer"),
-      h("p", { class: "lead" }, experiment ? `${count(views.length, "view")} of ${count(saes.length, "SAE")}, ${count(experiment.nodes.length, "artifact")}. ` : "",
-        h("span", { class: "mono small" }, store.store))),
-    h("span", { class: "gap" }),
-    store.experiments.length > 1 && store.experiments.length <= 4
-      ? choice("Experiment", store.experiments.map((one) => [one.name, one.name]), experiment.name, (name) => change({ experiment: name, node: null, stage: null, curve: null }))
-      : store.experiments.length > 4
-        ? select("Experiment", store.experiments.map((one) => [one.name, one.name]), experiment.name, (name) => change({ experiment: name, node: null, stage: null, curve: null }))
-        : null),
-    store.report ? h("div", { data: { role: "report" } }, [`A report of ${moment(store.report.made)}.`, ...store.report.left_out].map((one) => note(one))) : null,
-    (store.problems || []).map((sentence) => h("p", { class: "wrong", role: "alert" }, prose(sentence))),
-    experiment || views.length ? viewsPanel(views) : empty(store.advice || "This store holds no experiment yet. Run `patchsae demo`, and this page fills."),
-    frontiers.map((one) => frontierPanel(one, query, store)),
-    comparisons.length ? panel("Compare", null, h("ul", { class: "small" }, comparisons.slice(0, 8).map((one) => h("li", null,
-      h("a", { href: makeAddress(["compare", one.kind, one.key]) }, one.name), h("span", { class: "soft" }, ` ${one.first} and ${one.second}`)))),
-    comparisons.length > 8 ? h("p", null, h("a", { href: "#/compare" }, `All ${comparisons.length} comparisons`)) : null) : null,
-    curve ? panel(h("header", null, h("h2", null, "Training"), h("span", { class: "soft" }, chosen.name), h("span", { class: "gap" }),
-      trained.length > 1 ? select("SAE", trained.map((sae) => [sae.key, sae.name]), chosen.key, (value) => change({ curve: value }, true)) : null),
-    null, curve.element) : null,
-    experiment ? graphPanel(experiment, query, store) : null,
-    experiment ? numbersPanel(experiment) : null,
-    saes.length ? panel("SAEs", null, table("SAEs", [{ name: "name" }, { name: "objective" }, { name: "latents", number: true },
-      { name: "d", text: "channels", number: true }, { name: "trained on" }, { name: "backbone" }, { name: "key" }], saes.map(saeRow))) : null);
+function experimentChoice(store, experiment) {
+  const names = store.experiments.map((one) => [one.name, one.name]);
+  const pick = (name) => change({ experiment: name, node: null, stage: null, curve: null });
+  if (names.length < 2) return null;
+  return names.length <= 4 ? choice("Experiment", names, experiment.name, pick) : select("Experiment", names, experiment.name, pick);
+}
+
+function comparisonsPanel(comparisons) {
+  if (!comparisons.length) return null;
+  return panel("Compare", null, h("ul", { class: "small" }, comparisons.slice(0, 8).map((one) => h("li", null,
+    h("a", { href: makeAddress(["compare", one.kind, one.key]) }, one.name), h("span", { class: "soft" }, ` ${one.first} and ${one.second}`)))),
+  comparisons.length > 8 ? h("p", null, h("a", { href: "#/compare" }, `All ${comparisons.length} comparisons`)) : null);
+}
+
+function saesPanel(saes) {
+  if (!saes.length) return null;
+  return panel("SAEs", null, h("div", { class: "low" }, table("SAEs", [{ name: "name" }, { name: "objective" }, { name: "latents", number: true },
+    { name: "channels", number: true }, { name: "trained on" }, { name: "backbone" }, { name: "key" }], saes.map(saeRow))));
+}
+
+// The parts of the page that depend on the address, each with the names that it depends on: only what changed is drawn anew.
+function partsOf(store) {
+  const chosen = (query) => store.experiments.find((one) => one.name === query.experiment) || store.experiments[0] || null;
+  const of = (query, items) => {
+    const experiment = chosen(query);
+    return items.filter((item) => !experiment || !item.experiments || item.experiments.includes(experiment.name) || item.experiment === experiment.name);
+  };
+  return [
+    { names: ["experiment"], draw: (query) => {
+      const experiment = chosen(query);
+      return [h("div", { class: "head" }, h("div", null, h("h1", null, experiment ? experiment.name : "Explorer"), h("p", { class: "lead" },
+        experiment ? `${count(of(query, store.views).length, "view")} of ${count(of(query, store.saes).length, "SAE")}, ${count(experiment.nodes.length, "artifact")}. ` : "",
+        h("span", { class: "mono small" }, store.store))), h("span", { class: "gap" }), experiment ? experimentChoice(store, experiment) : null),
+      (store.problems || []).map((sentence) => h("p", { class: "wrong", role: "alert" }, prose(sentence))),
+      experiment || store.views.length ? viewsPanel(of(query, store.views))
+        : empty(store.advice || "This store holds no experiment yet. Run `patchsae demo`, and this page fills.")];
+    } },
+    { names: ["experiment", "across", "upwards"], draw: (query) => store.frontiers
+      .filter((one) => !chosen(query) || one.experiment === chosen(query).name).map((one) => frontierPanel(one, query, store)) },
+    { names: ["experiment"], draw: (query) => comparisonsPanel(store.comparisons.filter((one) => !chosen(query) || one.experiment === chosen(query).name)) },
+    { names: ["experiment", "curve"], seen: (query) => of(query, store.saes).map((sae) => [sae.key, sae.training]), draw: (query, closers) => {
+      const trained = of(query, store.saes).filter((sae) => sae.training || sae.objective !== "imported");
+      const sae = trained.find((one) => one.key === query.curve) || trained.find((one) => one.training) || trained[0];
+      if (!sae) return null;
+      const curve = trainingCurves(sae);
+      closers.push(curve.close);
+      return panel(h("header", null, h("h2", null, "Training"), h("span", { class: "soft" }, sae.name), h("span", { class: "gap" }),
+        trained.length > 1 ? select("SAE", trained.map((one) => [one.key, one.name]), sae.key, (value) => change({ curve: value }, true)) : null),
+      { data: { role: "training" } }, curve.element);
+    } },
+    { names: ["experiment", "node", "stage"], draw: (query) => (chosen(query) ? graphPanel(chosen(query), query, store) : null) },
+    { names: ["experiment"], draw: (query) => [chosen(query) ? numbersPanel(chosen(query)) : null, saesPanel(of(query, store.saes))] },
+  ];
+}
+
+function showPicked(element) {
+  const graphed = element.querySelector(".graph");
+  const box = element.querySelector(".graph .at rect");
+  if (box) graphed.scrollLeft = Number(box.getAttribute("x")) - graphed.clientWidth / 2;
 }
 
 // The page. It asks again while something of the store is being made.
 export async function homePage(_, query) {
   let now = query;
   let store = await home(true);
+  let stamp = 0;
   let timer = 0;
-  const closers = [];
-  const element = h("div");
-  const redraw = () => {
-    closers.splice(0).forEach((close) => close());
-    fill(element, draw(store, now, closers));
-  };
+  const element = h("div", { class: "stack" });
+  const places = partsOf(store).map(() => ({ element: h("div", { class: "stack" }), closers: [], drawn: null }));
+  element.append(...places.map((place) => place.element));
+
+  // Draws the parts that `state` differs in; `state` is what each part was drawn from.
+  function redraw() {
+    partsOf(store).forEach((part, i) => {
+      const place = places[i];
+      const state = JSON.stringify([part.names.map((name) => now[name] || ""), part.seen ? part.seen(now) : stamp]);
+      if (state === place.drawn) return;
+      place.drawn = state;
+      place.closers.splice(0).forEach((close) => close());
+      fill(place.element, part.draw(now, place.closers));
+      showPicked(place.element);
+      place.element.hidden = !place.element.hasChildNodes();
+    });
+  }
+
   const moving = () => store.experiments.some((one) => one.nodes.some((node) => ["running", "partial", "absent"].includes(node.state)));
   const watch = () => {
     if (isReport()) return;
@@ -220,6 +259,7 @@ export async function homePage(_, query) {
         const next = document.hidden ? store : await home(true);
         const changed = JSON.stringify(next) !== JSON.stringify(store);
         store = next;
+        stamp += Number(changed);
         if (changed) redraw();
       } catch {
         // The next turn asks again; what is shown stays true of the moment it was asked.
@@ -237,7 +277,7 @@ export async function homePage(_, query) {
     },
     close() {
       clearTimeout(timer);
-      closers.forEach((close) => close());
+      places.forEach((place) => place.closers.forEach((close) => close()));
     },
   };
 }

@@ -49,8 +49,8 @@ function conceptList(view, image, source, rows, code, chosen, act) {
       h("div", { class: "soft small" }, about ? `frequency ${number(about.frequency, 3)}, entropy ${number(about.label_entropy, 3)}`
         : row.token >= 0 && view.layout ? `largest at ${tokenName(view.layout, row.token)}` : "")),
     h("div", { class: "row" },
-      h("button", { type: "button", "aria-pressed": String(pinned), "aria-label": `Show the map of latent ${row.latent}`, onclick: () => act.pin(row.latent) }, pinned ? "Hide" : "Map"),
-      act.edit ? h("button", { type: "button", "aria-label": `Switch latent ${row.latent} off`, onclick: () => act.edit(row.latent) }, "Off") : null));
+      h("button", { type: "button", "aria-pressed": String(pinned), "aria-label": `${pinned ? "Hide" : "Map"}: latent ${row.latent}`, onclick: () => act.pin(row.latent) }, pinned ? "Hide" : "Map"),
+      act.edit ? h("button", { type: "button", "aria-label": `Off: latent ${row.latent}`, onclick: () => act.edit(row.latent) }, "Off") : null));
   }));
 }
 
@@ -128,8 +128,7 @@ export async function imagePage({ image: row, upload: id }, firstQuery, view) {
 
   get(own ? `upload-codes/${view.key}/${id}` : `codes/${view.key}/${image.image}`).then((answer) => {
     code = codeOf(answer, layout);
-    drawList();
-    paint();
+    update(query);
   }, (error) => fill(list, wrong(error)));
 
   const truth = image.truth ? h("label", null, h("input", { type: "checkbox", checked: query.truth === "1", id: "truth",
@@ -141,18 +140,15 @@ export async function imagePage({ image: row, upload: id }, firstQuery, view) {
     onPage(["ArrowRight", "j"], "next image", () => go(["v", view.key, "image", image.image + 1], { latents: query.latents, map: query.map }), { ArrowRight: "→" });
     onPage(["ArrowLeft", "k"], "previous image", () => image.image > 0 && go(["v", view.key, "image", image.image - 1], { latents: query.latents, map: query.map }), { ArrowLeft: "←" });
   }
-  drawList();
-  paint();
-
   const modes = choice("Map", MAP_MODES, query.map || "heat", (mode) => change({ map: mode === "heat" ? null : mode }, true));
-  const update = (next) => {
+  function update(next) {
     query = next;
     big.overlay(query.truth === "1" ? truthOf(view, image.image) : null);
     drawList();
     paint();
     prediction.set(parseEdits(query.edits), query.error === "dropped" ? "dropped" : "kept");
     for (const button of modes.children) button.setAttribute("aria-pressed", String(button.dataset.value === (query.map || "heat")));
-  };
+  }
   update(firstQuery);
   const classes = (image.classes || []).map((one) => (typeof one === "object" ? one.name : one)).join(", ");
   return {

@@ -53,7 +53,7 @@ function examplesPanel(view, answer, paint, maps) {
     const made = tilesOf(view, group.images, answer.latent);
     wait.push(paint.add(made.tiles, maps));
     return h("section", { data: { role: "quantile" } }, h("h3", null, group.name, h("span", { class: "soft small" },
-      ` of the images that fire it: activation ${number(group.low, 3)} to ${number(group.high, 3)}`)), made.element);
+      " of the images that fire it, by activation")), made.element);
   });
   Promise.all(wait).catch((error) => {
     missing.textContent = error.message;
@@ -100,10 +100,13 @@ function nearPanel(view, answer) {
 
 function cofiringPanel(view, answer) {
   if (!answer.cofiring) return null;
-  return panel(h("header", null, h("h2", null, "Fires together with")), null, answer.cofiring.length
-    ? table("Co-firing latents", [{ name: "latent" }, { name: "images", number: true }, { name: "jaccard", number: true, title: "Images that fire both, as a share of those that fire one of them." }],
-      answer.cofiring.slice(0, 12).map((one) => [latentLink(view, one.latent), whole(one.n_both ?? one.n_images), number(one.jaccard, 3)]))
-    : note("No other latent fires on the same images often."));
+  return panel(h("header", null, h("h2", null, "Fires together with"), h("span", { class: "soft" }, "on the same tokens")), { data: { role: "cofiring" } },
+    answer.cofiring.length ? table("Co-firing latents", [{ name: "latent" },
+      { name: "jaccard", number: true, title: "Tokens on which both fire, as a share of those on which one of them does." },
+      { name: "lift", number: true, title: "How many times more often they fire together than if they were independent." },
+      { name: "tokens", number: true, title: "Drawn tokens on which both fire." }],
+    answer.cofiring.slice(0, 12).map((one) => [latentLink(view, one.latent), number(one.jaccard, 3), number(one.lift, 3), whole(one.n_both)]))
+      : note("No other latent fires on the same tokens."));
 }
 
 function siblingsPanel(view, answer, query, paint) {

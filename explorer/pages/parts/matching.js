@@ -32,6 +32,8 @@ export async function matchingPage(key, firstQuery) {
   const sides = ["first", "second"];
   const heads = await Promise.all(sides.map((side) => (answer[side].views[0] ? viewOf(answer[side].views[0].key).catch(() => null) : null)));
   let query = firstQuery;
+  const box = h("input", { type: "number", min: 0, value: firstQuery.latent || "", placeholder: "latent", "aria-label": "Latent to see beside its partner",
+    onchange: () => change({ latent: box.value }, true) });
   const beside = h("div");
   const told = h("span", { class: "soft" });
   const filter = filters(COLUMNS, (where) => change({ where }));
@@ -49,11 +51,12 @@ export async function matchingPage(key, firstQuery) {
     head: (name) => ({ number: true, title: COLUMNS.find((column) => column.name === name)?.sentence }),
     sorted: (name) => change({ sort: query.sort === `-${name}` ? name : query.sort === name ? null : `-${name}` }),
     opened: (row) => change({ latent: row[0] }, true),
+    chosen: (row) => change({ latent: row[0] }, true),
   });
 
   async function drawPair() {
     if (query.latent === undefined) {
-      fill(beside, note("Write a latent's number, or press Enter on a row, to see it beside its partner."));
+      fill(beside, note("Click a row, press Enter on it, or write its number, to see the latent beside its partner."));
       return;
     }
     const found = await get(`matching/${key}/rows`, { side: side(), where: `latent=${query.latent}`, offset: 0, limit: 1 });
@@ -73,6 +76,7 @@ export async function matchingPage(key, firstQuery) {
 
   let last = {};
   async function update(next) {
+    box.value = next.latent || "";
     const changed = (...names) => names.some((name) => (last[name] || "") !== (next[name] || ""));
     const begin = !told.textContent;
     query = next;
@@ -91,18 +95,17 @@ export async function matchingPage(key, firstQuery) {
   }
   update(firstQuery);
   const link = (one) => h("a", { href: one.views[0] ? makeAddress(["v", one.views[0].key, "latents"]) : makeAddress(["sae", one.sae_key]) }, one.sae);
-  const box = h("input", { type: "number", min: 0, value: firstQuery.latent || "", placeholder: "latent", "aria-label": "Latent to see beside its partner",
-    onchange: () => change({ latent: box.value }, true) });
   return {
     title: answer.name,
     element: h("div", { class: "stack" },
       h("div", { class: "head" }, h("div", null, h("h1", null, link(answer.first), " and ", link(answer.second)),
         h("p", { class: "lead" }, `${words(answer.name)}: which latent of one SAE is which of the other`))),
       answer.summary.length ? panel("How alike they are", null, summaryTable(answer.summary)) : null,
-      panel(h("header", null, h("h2", null, "Latents"), told, h("span", { class: "gap" }), filter.builder,
-        choice("Side", sides.map((name) => [name, answer[name].sae === answer[name === "first" ? "second" : "first"].sae ? name : answer[name].sae]), side(),
-          (value) => change({ side: value === "first" ? null : value, latent: null }))), null, filter.chips, rows.element),
-      panel(h("header", null, h("h2", null, "Side by side"), box), { data: { role: "pairs" } }, beside)),
+      h("div", { class: "split wide" },
+        panel(h("header", null, h("h2", null, "Latents"), told, h("span", { class: "gap" }), filter.builder,
+          choice("Side", sides.map((name, i) => [name, answer[name].sae === answer[sides[1 - i]].sae ? name : answer[name].sae]), side(),
+            (value) => change({ side: value === "first" ? null : value, latent: null }))), null, filter.chips, rows.element),
+        panel(h("header", null, h("h2", null, "Side by side"), box), { data: { role: "pairs" } }, beside))),
     update,
   };
 }

@@ -106,6 +106,7 @@ export function predictionPanel(view, image, subject, code, tokens) {
     if (!dragging) fill(editors, edits.map((one) => editor(edits, one)));
     if (held && !dragging) document.getElementById(held)?.focus();
     fill(tools, edits.length ? [kept, h("button", { type: "button", class: "plain", onclick: () => change({ edits: null, error: null }) }, "Undo all")] : null);
+    legend.hidden = !edits.length;
     const next = JSON.stringify([edits, error]);
     if (next === now) return;
     now = next;
@@ -122,7 +123,8 @@ export function predictionPanel(view, image, subject, code, tokens) {
     if (possible) ask(edits, error);
   }
 
+  const legend = h("p", { class: "note", hidden: true }, "Filled bars are after the change, outlined ones before.");
   const element = panel(h("header", null, h("h2", null, "Prediction"), h("span", { class: "soft" }, image.class_name ? `labelled ${image.class_name}` : "")),
-    { data: { role: "prediction-panel" } }, verdict, body, editors, tools);
+    { data: { role: "prediction-panel" } }, verdict, body, legend, editors, tools);
   return { element, possible, set };
 }

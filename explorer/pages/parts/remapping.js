@@ -52,7 +52,7 @@ function plotOf(answer, one) {
     y: axis("y", `after: tokens, ${answer.second ? answer.second.backbone : "second"}`), diagonal: true,
     groups: { of, names: ["neither", ...GROUPS.map(([, text]) => text)], colours: [themed("--edge"), ...COLOURS] },
     lines: [{ axis: "x", at: one.U, text: "U" }, { axis: "y", at: one.U, text: "U" },
-      { axis: "x", at: one.L, text: "L", dash: [2, 3] }, { axis: "y", at: one.L, text: "L", dash: [2, 3] }] });
+      { axis: "x", at: one.L, text: "L", dash: [2, 3], low: true }, { axis: "y", at: one.L, text: "L", dash: [2, 3], low: true }] });
   const n = (group) => points.filter((point) => point.group === group).length;
   const keys = [...GROUPS.map(([name, text], i) => [text, COLOURS[i], n(name)]), ["neither", themed("--edge"), n(null)]];
   const out = one.points.length - points.length;

@@ -9,8 +9,9 @@ const PAGE = 200;
 const SPARE = 12;
 
 // `load(offset, limit) -> Promise<{n_matched, n, columns, rows}>`; `cell(name, value, row) -> text or element`;
-// `head(name) -> {text, title, number}`. Further: sorted(name), pointed(row or null), opened(row).
-export function sheet(label, { load, cell, head, sorted, pointed, opened, id }) {
+// `head(name) -> {text, title, number}`. Further: sorted(name), pointed(row or null), opened(row) by Enter,
+// chosen(row) by a click.
+export function sheet(label, { load, cell, head, sorted, pointed, opened, chosen, id }) {
   const body = h("tbody");
   const heads = h("tr");
   const grid = h("table", null, h("caption", { class: "unseen" }, label), h("thead", null, heads), body);
@@ -50,7 +51,10 @@ export function sheet(label, { load, cell, head, sorted, pointed, opened, id }) 
     });
     return h("tr", {
       "aria-rowindex": i + 2, class: i === state.at ? "at" : null, data: { row: i, latent: row ? row[0] : null },
-      onpointerenter: () => pointed && row && pointed(row), onclick: () => move(i, true),
+      onpointerenter: () => pointed && row && pointed(row), onclick: () => {
+        move(i, true);
+        if (chosen && row) chosen(row);
+      },
     }, cells);
   }
 
