@@ -17,7 +17,7 @@ from patchsae.explorer.errors import Absent
 from patchsae.explorer.library import Library
 from patchsae.explorer.view import View
 from patchsae.pipeline.images.originals import NoOriginal
-from patchsae.pipeline.images.thumbnails import Thumbnails
+from patchsae.pipeline.images.thumbnails import THUMBNAILS, Thumbnails
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.errors import UserError
 
@@ -89,6 +89,11 @@ def webp_of(library: Library, view: View, image: int, size: int) -> bytes:
         return stored or encoded(of.image(image), size)
 
     return library.cache.get(key, make, len)
+
+
+def has_thumbnails(view: View) -> bool:
+    """Whether the index has a small picture of every image."""
+    return view.images is not None and bool(view.images.table_files(THUMBNAILS.name))
 
 
 def _thumbnail(library: Library, index: Artifact, image: int) -> bytes | None:

@@ -1,4 +1,4 @@
-"""`predict`: what the backbone makes of an image when latents are switched off or set; and `flips`, class by class."""
+"""`predict`: what the backbone makes of an image when latents are switched off or set to other values."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from patchsae.explorer.library import Library
 from patchsae.explorer.resources import (
     classes,
     comparisons,
+    flips,
     home,
     images,
     latent,
@@ -73,6 +74,7 @@ RESOURCES: tuple[Resource, ...] = (
     Resource("upload/{view}/{upload}", images.uploaded, live=True),
     Resource("upload-codes/{view}/{upload}", images.upload_codes, live=True),
     Resource("predict/{view}", predict.predict, posts=True),
+    Resource("flips/{view}/{class}", flips.flips),
 )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from patchsae.explorer.library import Library
+from patchsae.explorer.pictures import has_thumbnails
 from patchsae.explorer.resources.columns import columns_of
 from patchsae.explorer.resources.search import has_words
 from patchsae.explorer.snapshot import Snapshot
@@ -33,7 +34,7 @@ def view(library: Library, arguments: Mapping[str, str]) -> dict[str, Any]:
         "remapping": _named(found.snapshot, found.made_from("remapping")),
         "siblings": [one for one in heads if one["sae_key"] == found.sae_key and one["key"] != found.key],
         "words": has_words(found),
-        "pictures": why is None,
+        "pictures": why is None or has_thumbnails(found),
         "pictures_why": why,
         "attributes": _attributes(library, found),
     }

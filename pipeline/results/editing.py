@@ -9,7 +9,8 @@ Shapes: B images, T tokens, R of them that the SAE reads, d channels, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,6 +73,29 @@ def edited(
     for latent, value in after.items():
         new += (value - before[latent])[..., None] * sae.W_dec[latent]
     return changed
+
+
+@torch.inference_mode()
+def switched_off(
+    sae: Sae, x: Tensor, layout: TokenLayout, latents: Sequence[int], ks: Sequence[int], error: ErrorOfSae
+) -> Iterator[Tensor]:
+    """The activations [1, T, d] of an image with none, and then with the first k of `latents`, set to 0 everywhere.
+
+    k are the ascending `ks`. It is `edited` step by step: each latent is decoded once.
+    """
+    n_tokens = len(layout.select("all"))
+    changed, W_dec = x.clone(), sae.W_dec[list(latents)]
+    new, blocks = changed[0, :n_tokens], x[0, :n_tokens].split(tokens_per_block(sae.n_latents))
+    f = torch.empty(n_tokens, len(latents))
+    for rows, block in zip(torch.arange(n_tokens).split(len(blocks[0])), blocks, strict=True):
+        whole = sae.encode(block)
+        f[rows] = whole[:, list(latents)]
+        if error == "dropped":
+            new[rows] = torch.addmm(sae.b_dec, whole, sae.W_dec)
+    yield changed
+    for first, last in itertools.pairwise([0, *ks]):
+        new -= f[:, first:last] @ W_dec[first:last]
+        yield changed
 
 
 def _reconstructed(sae: Sae, x: Tensor) -> Tensor:

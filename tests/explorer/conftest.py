@@ -34,6 +34,7 @@ evaluations:
   topk: {kind: statistics, sae: topk}
   jump: {kind: statistics, sae: jump}
   adapted: {kind: statistics, sae: relu, backbone: vpt}
+  gallery: {kind: gallery, statistics: relu}
   masking: {kind: masking, statistics: relu, ks: [1], n_random: 1}
   masking-adapted: {kind: masking, statistics: adapted, backbone: vpt, ks: [1], n_random: 1}
 """

@@ -22,6 +22,7 @@ from patchsae.explorer import models, sources, uploads
 from patchsae.explorer.library import Library
 from patchsae.explorer.resources import images
 from patchsae.pipeline.classification.classifier import load_classifier
+from patchsae.pipeline.evaluations.gallery.embeddings import Embeddings
 from patchsae.pipeline.results.backbones import recorded_backbone
 from patchsae.pipeline.results.places import Place
 from patchsae.pipeline.saes.encode import LatentEncoder
@@ -238,6 +239,59 @@ def test_neighbours_have_the_largest_cosines(client: TestClient, shapes_store: S
     )
 
 
+def test_words_find_latents_through_the_text_tower(client: TestClient, shapes_store: Store) -> None:
+    view = view_of(client, "relu")
+    assert ask(client, f"view/{view}")["words"] is True
+    [gallery] = shapes_store.committed("gallery")
+    held = Embeddings.read(gallery)
+    assert held is not None
+    record = shapes_store.records.current()["shapes"]
+    place = Place("shapes", record, record.nodes["statistics/relu"])
+    backbone = recorded_backbone(shapes_store, place, inputs(shapes_store, "relu")[2])
+    text = torch.nn.functional.normalize(backbone.encode_text(["red circle"]), dim=-1)[0].numpy()
+    centred = held.embedding.astype(np.float32) - held.mean
+    expected = centred @ text / np.linalg.norm(centred, axis=1)
+    found = ask(client, f"latents/{view}/rows", words="red circle", limit=5, columns="word_score")
+    known = np.where(held.n_images > 0, expected, -np.inf)
+    assert [row[0] for row in found["rows"]] == np.argsort(-known)[:5].tolist()
+    assert [row[1] for row in found["rows"]] == pytest.approx(np.sort(-known)[:5] * -1, rel=1e-4)
+    other = view_of(client, "topk")
+    assert ask(client, f"view/{other}")["words"] is False
+    for address, words, status, sentence in (
+        (other, "red", 404, "words: no gallery of this view embedded images"),
+        (view, "a unicorn", 400, "ShapesCLIP does not know the word 'unicorn'"),
+    ):
+        answer = client.get(f"/api/latents/{address}/rows", params={"words": words})
+        assert answer.status_code == status and sentence in answer.json()["error"]
+
+
+def test_images_flip_at_the_smallest_k_that_changes_their_prediction(
+    client: TestClient, shapes_store: Store
+) -> None:
+    statistics, _, _ = inputs(shapes_store, "relu")
+    view = view_of(client, "relu")
+    pairs = statistics.scan("class_latents").collect()
+    label = int(pairs["class"].mode()[0])
+    ranked = (
+        pairs.filter(pl.col("class") == label)
+        .sort("n_tokens", "latent", descending=[True, False])["latent"]
+        .to_list()
+    )
+    found = ask(client, f"flips/{view}/{label}", k="1,4,16,64,200")
+    assert found["ks"] == [1, 4, 16, 64, 200] and len(found["images"]) > 3
+    firsts = [one["first_k"] or 1000 for one in found["images"]]
+    assert firsts == sorted(firsts) and firsts[0] < 1000
+    for one in (found["images"][0], found["images"][-1]):
+        assert one["label"] == label
+        for k in found["ks"]:
+            edits = [{"latent": s, "value": 0} for s in ranked[:k]]
+            asked = {"image": one["image"], "edits": edits, "error": "dropped"}
+            told = ask(client, f"predict/{view}", asked)["after"][0]["name"]
+            assert told == (one["to"] if k == one["first_k"] else one["predicted"])
+            if k == one["first_k"]:
+                break
+
+
 BAD: list[tuple[str, Any, int, str]] = [
     ("maps/VIEW/256", None, 404, "latent 256: this SAE has the latents 0 to 255."),
     ("neighbours/VIEW/x", None, 404, "latent x: this SAE has the latents 0 to 255."),
@@ -245,6 +299,8 @@ BAD: list[tuple[str, Any, int, str]] = [
     ("maps/VIEW/3?images=" + ",".join(map(str, range(101))), None, 400, "images: names 101; ask for at most 100"),
     ("image/VIEW/80", None, 404, "image 80: the dataset has the rows 0 to 79."),
     ("codes/VIEW/-1", None, 404, "image -1: the dataset has the rows 0 to 79."),
+    ("flips/VIEW/99", None, 404, "class 99"),
+    ("flips/VIEW/1?k=0,x", None, 400, "k=0,x: write whole numbers from 1 to 200"),
     ("upload/VIEW/0123456789abcdef", None, 404, "upload 0123456789abcdef: this server does not have it"),
     ("upload-codes/VIEW/0123456789abcdef", None, 404, "upload 0123456789abcdef: this server does not have it"),
     ("upload/VIEW", b"", 400, "upload: has no bytes"),

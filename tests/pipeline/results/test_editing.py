@@ -7,7 +7,7 @@ import torch
 
 from patchsae.pipeline.backbones.backbone import ExtractConfig
 from patchsae.pipeline.backbones.towers.vit import ClipVit
-from patchsae.pipeline.results.editing import Edit, edited
+from patchsae.pipeline.results.editing import Edit, edited, switched_off
 from patchsae.pipeline.saes.sae import Sae
 from patchsae.storage.errors import UserError
 from patchsae.storage.tokens import TokenLayout
@@ -61,6 +61,19 @@ def test_the_tail_gives_what_the_whole_forward_gives(
         plain = clip.model.encode_image(images)
     is_same = torch.allclose(found, plain, rtol=1e-4, atol=1e-4)
     assert is_same == (not edits and error == "kept")
+
+
+@pytest.mark.parametrize("k", [None, 5])
+@pytest.mark.parametrize("error", ["kept", "dropped"])
+def test_switching_off_step_by_step_is_editing(error: str, k: int | None) -> None:
+    x, layout = torch.randn(1, 20, 32, generator=torch.Generator().manual_seed(3)), TokenLayout(1, (4, 4), 3)
+    latents, ks = [5, 9, 40, 3, 12, 60], [1, 3, 6]
+    steps = [one.clone() for one in switched_off(sae(k), x, layout, latents, ks, error)]  # type: ignore[arg-type]
+    assert len(steps) == 4
+    for n, found in zip([0, *ks], steps, strict=True):
+        edits = [Edit(latent, 0.0) for latent in latents[:n]]
+        expected = edited(sae(k), x, layout, edits, error)  # type: ignore[arg-type]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_prompt_tokens_stay_as_they_are() -> None:
