@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import traceback
 from typing import Any
 
 from starlette.requests import Request
@@ -28,6 +29,10 @@ class Answers:
         """Looks into the store, so that the first request need not."""
         self._library.snapshot()
 
+    def close(self) -> None:
+        """Ends what still runs."""
+        self._library.queries.close()
+
     def resource(self, request: Request, body: bytes | None = None) -> Response:
         """The resource of a path below `/api/`; `body` is that of a POST."""
         return self._respond(request, routes.RESOURCES, body)
@@ -46,7 +51,7 @@ class Answers:
         except UserError as error:
             return sentence(400, str(error))
         except Exception:  # noqa: BLE001 (the boundary to the browser, which gets a sentence; the log has the rest)
-            _LOG.exception("%s", request.url.path)
+            _LOG.error("%s: %s", request.url.path, traceback.format_exc())
             return sentence(500, "The server could not answer this; its terminal says why.")
 
     def _answer(self, request: Request, among: tuple[routes.Resource, ...], body: bytes | None) -> Response:

@@ -34,13 +34,13 @@ def application(resource: Respond, file: Respond, policy: Policy) -> Starlette:
     """The application. `resource` answers what lies below `/api/`, `file` pictures and downloads."""
 
     async def get(request: Request) -> Response:
-        return await to_thread.run_sync(partial(resource, request, None))
+        return await _in_thread(resource, request, None)
 
     async def post(request: Request) -> Response:
-        return await to_thread.run_sync(partial(resource, request, await request.body()))
+        return await _in_thread(resource, request, await request.body())
 
     async def get_file(request: Request) -> Response:
-        return await to_thread.run_sync(partial(file, request, None))
+        return await _in_thread(file, request, None)
 
     pages = _Pages(PAGES)
     return Starlette(
@@ -57,6 +57,11 @@ def application(resource: Respond, file: Respond, policy: Policy) -> Starlette:
             Middleware(GZipMiddleware, minimum_size=1000, compresslevel=4),
         ],
     )
+
+
+async def _in_thread(respond: Respond, request: Request, body: bytes | None) -> Response:
+    # Ctrl-C does not wait for threads that still compute.
+    return await to_thread.run_sync(partial(respond, request, body), abandon_on_cancel=True)
 
 
 class _Pages:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import logging
+import os
 import socket
 import threading
 import time
@@ -20,6 +22,7 @@ from patchsae.storage.errors import UserError
 
 PORT = 8765
 _TRIES = 20
+_SECONDS_TO_END = 1.0
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,23 @@ def serve(
             # The first page is on its way; what its data needs is loaded meanwhile.
             answers().warm_up()
 
+    # A request that is no HTTP, or that is cancelled at the end, is nothing for the terminal.
+    logging.getLogger("uvicorn.error").addFilter(
+        lambda record: record.exc_info is not None and not server.should_exit
+    )
     threading.Thread(target=when_ready, daemon=True).start()
-    server.run([listening.socket])
+    try:
+        server.run([listening.socket])
+    finally:
+        answers().close()
+        _end_soon()
+
+
+def _end_soon() -> None:
+    """Ends this process in a second, whatever its threads still compute. There is nothing that they could leave half."""
+    late = threading.Timer(_SECONDS_TO_END, os._exit, [0])
+    late.daemon = True
+    late.start()
 
 
 def open_browser(url: str) -> None:

@@ -19,6 +19,7 @@ SMALL = ["--model", "shapes_clip", "--latents", "256", "--train-images", "10"]
     [
         ("adapt", ["--model", "shapes_clip", "--depth", "2", "--classes", "3", "--steps", "3"]),
         ("checks", ["--latents", "256", "--rows", "1000"]),
+        ("explorer", ["--latents", "64", "--images", "2000", "--classes", "5", "--repeats", "2"]),
         ("index", ["--images", "2", "--listed", "10"]),
         ("masking", [*SMALL, "--images", "2"]),
         ("masking_grid", [*SMALL, "--images", "2", "--random", "1", "--repeats", "1"]),
