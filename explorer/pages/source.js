@@ -90,7 +90,7 @@ async function counted(promise) {
 // A resource, such as get("latent/KEY/12"). `fresh` asks again for what may have changed.
 export function get(path, query, fresh) {
   const address = path + (isReport() ? "" : tailOf(query));
-  if (!fresh && answers.has(address)) return answers.get(address);
+  if ((!fresh || isReport()) && answers.has(address)) return answers.get(address);
   const promise = counted(isReport() ? inject(path) : ask(`api/${address}`));
   answers.delete(address);
   answers.set(address, promise);
