@@ -44,9 +44,10 @@ export async function litBy(view, query, n) {
   return holding(conditions.filter((one) => columns[one.column]), columns, n);
 }
 
-function sortedBy(latents, key, down) {
+// Puts places into the order of a column's values; null is last.
+function sortedBy(places, key, down) {
   const sign = down ? -1 : 1;
-  return latents.sort((a, b) => {
+  return places.sort((a, b) => {
     if (key[a] === null || key[b] === null) return (key[a] === null) - (key[b] === null) || a - b;
     return sign * (key[a] < key[b] ? -1 : key[a] > key[b] ? 1 : 0) || a - b;
   });
@@ -72,4 +73,16 @@ export function latentRows(view, query, columns) {
   if (isReport()) return computed(view, query, names);
   const where = conditionsOf(query).map(({ column, op, value }) => `${column}${op}${value}`).join(";");
   return get(`latents/${view}/rows`, { ...query, where, columns: names.join(",") });
+}
+
+// The same of one side of a matching. `query`: {side, where, sort, offset, limit}.
+export async function matchingRows(key, query) {
+  if (!isReport()) return get(`matching/${key}/rows`, query);
+  const all = await get(`matching/${key}/rows/${query.side}`);
+  const values = Object.fromEntries(all.columns.map((name, i) => [name, all.rows.map((row) => row[i])]));
+  const lit = holding(parseWhere(query.where), values, all.rows.length);
+  const places = all.rows.map((_, i) => i).filter((i) => lit[i]);
+  const by = values[(query.sort || "").replace(/^-/, "")];
+  if (by) sortedBy(places, by, query.sort.startsWith("-"));
+  return { ...all, n_matched: places.length, rows: places.slice(query.offset, query.offset + query.limit).map((i) => all.rows[i]) };
 }

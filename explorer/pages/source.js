@@ -1,6 +1,7 @@
 // Where the data comes from: a server (`patchsae explore`) or the files of a report beside the page.
 
 const KEPT = 400;
+const NOT_HELD = "This report does not hold that part: it has a choice of latents and images. `patchsae explore` shows all of the store.";
 const answers = new Map();
 const waiting = new Map();
 let open = 0;
@@ -49,14 +50,23 @@ async function ask(address, options) {
   return answerOf(response);
 }
 
-function inject(path) {
+// Which resources a report has of a choice of latents or images only.
+const CHOSEN = { latent: "latents", neighbours: "latents", maps: "latents", image: "images", codes: "images" };
+
+// The value of a file of the report.
+async function inject(path) {
+  const [what, view, id] = path.split("/");
+  if (CHOSEN[what]) {
+    const { report } = await get("home");
+    if (!(report[CHOSEN[what]][view] || []).includes(Number(id))) throw new Problem(NOT_HELD, 404);
+  }
   return new Promise((resolve, reject) => {
     const script = document.createElement("script");
     waiting.set(path, { resolve, reject });
     script.src = `data/${path}.js`;
     script.onerror = () => {
       waiting.delete(path);
-      reject(new Problem("This report does not hold that part. `patchsae explore` shows it from the store.", 404));
+      reject(new Problem(NOT_HELD, 404));
     };
     script.onload = () => {
       script.remove();

@@ -36,7 +36,8 @@ class Choice:
     images in each list of a latent, and those of a class. `images`: how many images of each view have a page of their
     own; they are those on which a chosen latent is strongest.
 
-    Where `latents` or `images` is None, it is what all views together have room for.
+    Where `latents` or `images` is None, it is what all views together have room for; then remappings add the latents
+    that changed most in each class.
     """
 
     latents: str | None = None
@@ -83,7 +84,7 @@ class Contents:
     @cached_property
     def paths(self) -> list[str]:
         """The path of every resource, in an order in which what names pictures comes first."""
-        home = routes.answer(self.library, "home")
+        home = self._home_value
         found = ["home", "tables", *(f"training/{sae['key']}" for sae in home["saes"])]
         for view in self.views:
             key, latents, images = view.key, self.latents[view.key], self.images[view.key]
@@ -97,7 +98,7 @@ class Contents:
             path = f"{one['kind']}/{one['key']}"
             found.append(path)
             if one["kind"] == "matching":
-                found.append(f"{path}/rows")
+                found += [f"{path}/rows/{side}" for side in _SIDES]
             else:
                 classes = routes.answer(self.library, path)["classes"]
                 found += [f"{path}/class/{of['class']}" for of in classes]
@@ -105,6 +106,8 @@ class Contents:
 
     def value(self, path: str) -> Values:
         """The value of a resource, as a report shows it. Raises Absent and Damaged as the server answers."""
+        if path.startswith("matching/") and path.endswith(_SIDES):
+            return self._matched(*path.rsplit("/", 1))
         resource, parts = routes.find(path)
         what = resource.path.partition("/")[0]
         query = {}
@@ -156,16 +159,53 @@ class Contents:
 
     def _latents_of_saes(self) -> dict[str, list[int]]:
         words = self.choice.latents_with(len(self.views))
-        return {
-            view.key: latents
-            for views in self._views_of_saes().values()
-            for latents in [chosen(self.library, views, words)]
-            for view in views
-        }
+        found: dict[str, list[int]] = {}
+        for views in self._views_of_saes().values():
+            latents = chosen(self.library, views, words)
+            found |= {view.key: latents for view in views}
+        for key, latents in ({} if self.choice.latents else self._remapped()).items():
+            found[key] = list(dict.fromkeys([*found[key], *latents]))
+        return found
+
+    def _remapped(self) -> dict[str, list[int]]:
+        """View -> the latents that remappings show first: those of each class that changed most."""
+        found: dict[str, list[int]] = {}
+        for one in self._home_value["comparisons"]:
+            if one["kind"] != "remapping":
+                continue
+            path = f"remapping/{one['key']}"
+            remapping = routes.answer(self.library, path)
+            heads = [remapping[side] for side in _SIDES if remapping[side]]
+            for of in remapping["classes"]:
+                points = routes.answer(self.library, f"{path}/class/{of['class']}")["points"]
+                points.sort(key=lambda point: -abs(point["y"] - point["x"]))
+                for activity in ("kept", "added", "removed"):
+                    shown = [point["latent"] for point in points if point["activity"] == activity][:_CHANGED]
+                    for head in heads:
+                        found.setdefault(head["key"], []).extend(shown)
+        return found
+
+    @cached_property
+    def _home_value(self) -> Values:
+        return routes.answer(self.library, "home")
+
+    def _matched(self, path: str, side: str) -> Values:
+        """All rows of a side of a matching, which the server gives page by page."""
+        value = routes.answer(self.library, path, {"side": side, "limit": str(_PAGE)})
+        while len(value["rows"]) < value["n_matched"]:
+            query = {"side": side, "limit": str(_PAGE), "offset": str(len(value["rows"]))}
+            value["rows"] += routes.answer(self.library, path, query)["rows"]
+        return value
 
     def _home(self, parts: Values, value: Values) -> Values:
         made = datetime.now(UTC).isoformat(timespec="seconds")
-        report = {"experiment": self.library.experiment, "made": made, "left_out": self.left_out()}
+        report = {
+            "experiment": self.library.experiment,
+            "made": made,
+            "left_out": self.left_out(),
+            "latents": self.latents,
+            "images": self.images,
+        }
         return {**value, "store": None, "advice": None, "report": report}
 
     def _tables(self, parts: Values, value: Values) -> Values:
@@ -173,9 +213,8 @@ class Contents:
         return value
 
     def _of_view(self, parts: Values, value: Values) -> Values:
-        # Why there are none may name a folder of this machine.
         if not value["pictures"]:
-            value["pictures_why"] = "The originals of the images were not at hand when this report was made."
+            value["pictures_why"] = _NOT_AT_HAND
         return value
 
     def _latent(self, parts: Values, value: Values) -> Values:
@@ -197,6 +236,9 @@ class Contents:
     def _image(self, parts: Values, value: Values) -> Values:
         self._show(parts["view"], [value["image"]], (*SMALL, LARGE))
         self.has_truth[parts["view"]] = value["truth"]
+        for why in ("problem", "prediction_why"):
+            if value.get(why):
+                value[why] = _NOT_AT_HAND
         return value
 
     def _show(self, key: str, images: Sequence[int], sizes: Sequence[int]) -> None:
@@ -220,6 +262,13 @@ class Contents:
         return list(dict.fromkeys(image for _, image in pairs))[: self.choice.images_with(len(self.views))]
 
 
+# The server's sentence may name a folder of this machine.
+_NOT_AT_HAND = (
+    "What this needs was not at hand when the report was made: the images, their activations, or the weights."
+)
+_SIDES = ("first", "second")
+_PAGE = 1000
+_CHANGED = 2
 _OF_LATENTS = ("latent", "neighbours", "maps")
 _OF_IMAGES = ("image", "codes")
 _ADAPTED: dict[str, Callable[[Contents, Values, Values], Values]] = {

@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from PIL import Image
+
 from patchsae.explorer.app import PAGES
 from patchsae.explorer.content import Content, dump
 from patchsae.explorer.errors import Absent
+from patchsae.explorer.pictures import SIZES, encoded
 from patchsae.explorer.report.bundle import bundle
 from patchsae.explorer.report.contents import Choice, Contents, Picture
 from patchsae.explorer.report.one import OneExperiment
@@ -38,6 +41,8 @@ MARK = "report.json"
 """The file by which a folder is known to be a report. It is written last."""
 _SCRIPT, _ENTRY = "explorer.js", "main.js"
 _SAMPLES = 3
+# What stands for a picture whose original is gone.
+_TILE = encoded(Image.new("RGB", (8, 8), (136, 136, 136)), SIZES[0])
 _POLICY = (
     "default-src 'none'; script-src 'self' file:; style-src 'self' file:; img-src 'self' file: data: blob:; "
     "base-uri 'none'; form-action 'none'"
@@ -144,7 +149,8 @@ class Report:
         try:
             for pixels in sorted(picture.sizes):
                 found = self._file(f"picture/{picture.view}/{picture.image}", {"size": str(pixels)})
-                yield f"pictures/{name}-{pixels}.webp", found.data
+                is_there = found.media_type == "image/webp"
+                yield f"pictures/{name}-{pixels}.webp", found.data if is_there else _TILE
             if self._contents.has_truth.get(picture.view):
                 yield f"truth/{name}.png", self._file(f"truth/{picture.view}/{picture.image}", {}).data
         except Absent:

@@ -22,12 +22,13 @@ first 16 digits of an artifact's key. A resource that is not there raises `Absen
              views: [VIEWHEAD],
              saes: [{key, name, experiments, objective, n_latents, d, dataset, backbone, views: [key], training}],
              comparisons: [{kind: "remapping" | "matching", key, name, experiment, first, second}],
-             report: {experiment, made: ISO time, left_out: [sentence]}   (in reports only, where store is null),
+             report: {experiment, made: ISO time, left_out: [sentence], latents: {view: [those with a page]},
+                 images: {view: [those with a page]}}   (in reports only, where store is null),
              frontiers: [{key, experiment, evaluation, rows: [{sae, sae_key, ...the columns of `frontier`}], picked}]}
         `advice` says what to run if there is nothing to see. `picked` is the sae_key of the SAE with the lowest FVU.
     view/VIEW -> VIEWHEAD and {columns: [{name, type, sentence, table}], layout: LAYOUT | null, tau,
              classes: number | null, gallery: bool, masking: [{key, name}], remapping: [{key, name}],
-             siblings: [VIEWHEAD of the same SAE], words: bool, pictures: bool, pictures_why: sentence | null, truth: bool,
+             siblings: [VIEWHEAD of the same SAE], words: bool, pictures: bool, pictures_why: sentence | null,
              attributes: [name]}
     classes/VIEW -> {classes: [{id, name, n_images}]}
     training/SAE -> {sae, name, running, columns: {step: [], ...}}             at most 1000 steps, evenly spaced
@@ -71,5 +72,5 @@ Those of own images and pictures:
     codes/VIEW/ROW -> {n_tokens, tokens: [], latents: [], values: [], n_left_out}
     POST upload/VIEW -> {id};  upload/VIEW/ID and upload-codes/VIEW/ID as image and codes
     POST predict/VIEW -> {before, after, flipped}
-    flips/VIEW/CLASS ? k -> {ks, images: [{image, ..., first_k, to}]}
+    flips/VIEW/CLASS ? k -> {ks, images: [{image, ..., first_k, to}], why: sentence if there is no classifier | null}
 """

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
+from patchsae.explorer.errors import Absent
 from patchsae.explorer.library import Library
 from patchsae.explorer.resources.images import row_activations
 from patchsae.explorer.resources.latent import examples
@@ -39,7 +40,11 @@ def flips(library: Library, arguments: Mapping[str, str]) -> dict[str, Any]:
     view = library.view(arguments["view"])
     label = class_id(library, view, arguments["class"])
     ks = _ks(arguments.get("k", ""))
-    zero_shot, sae = models.zero_shot(library, view), models.sae(library, view)
+    try:
+        zero_shot, sae = models.zero_shot(library, view), models.sae(library, view)
+    except Absent as absent:
+        # Stores without a classifier are usual, and their class pages are whole without this part.
+        return {"ks": ks, "images": [], "why": str(absent)}
     layout, latents = models.activations(view).layout, _latents(view, label, ks[-1])
     masking = view.made_from("masking")
     error: Literal["kept", "dropped"] = (
@@ -70,7 +75,7 @@ def flips(library: Library, arguments: Mapping[str, str]) -> dict[str, Any]:
         }
         found.append({**one, **told})
     found.sort(key=lambda one: (one["first_k"] is None, one["first_k"] or 0))
-    return {"ks": ks, "images": found}
+    return {"ks": ks, "images": found, "why": None}
 
 
 def _ks(text: str) -> list[int]:

@@ -109,7 +109,7 @@ def tab(
         reduced_motion="reduce",
         **settings,
     )
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(10_000)
     try:
         watched = Watched(context.new_page(), allowed)
         yield watched

@@ -3,7 +3,7 @@
 import { h } from "../dom.js";
 import { number, tokenName } from "../format.js";
 import { tip } from "../parts/controls.js";
-import { pictureOf, truthOf } from "../source.js";
+import { pictureOf } from "../source.js";
 import { css, shade } from "./colours.js";
 import { paintMap, tokenUnder } from "./map.js";
 
@@ -38,13 +38,12 @@ function cellsBeside(layout) {
 }
 
 // A tile of an image under a view. `example` has image, width, height, box, class_name and what the caption says.
-// Returns {element, set({values, max, mode, truth})}; `values` are those of all tokens, `truth` whether what the image
-// really shows is outlined.
+// Returns {element, set({values, max, mode})}; `values` are those of all tokens.
 export function tile(view, example, { href, title, detail, map, size, address, note }) {
   const layout = view.layout;
   const name = title || example.class_name || `image ${example.image}`;
   const seen = look(address || pictureOf(view, example.image, size || 224),
-    { width: example.width, height: example.height, alt: `Image ${example.image}`, size: 128 });
+    { width: example.width, height: example.height, alt: title ? example.class_name || "" : `Image ${example.image}`, size: 128 });
   const cells = layout ? cellsBeside(layout) : [];
   const beside = cells.map((token) => h("i", { title: tokenName(layout, token), data: { token } }));
   const frame = h("div", { class: "frame" },
@@ -74,19 +73,10 @@ export function tile(view, example, { href, title, detail, map, size, address, n
     });
     seen.element.addEventListener("pointerleave", () => tip(""));
   }
-  let truth = null;
-  const overlay = (wanted) => {
-    if (wanted && !truth) {
-      truth = h("img", { class: "truth", src: truthOf(view, example.image), alt: "", loading: "lazy" });
-      seen.element.append(truth);
-    }
-    if (truth) truth.hidden = !wanted;
-  };
   return {
     element,
     set(values) {
       now = { ...now, ...values };
-      if (view.truth) overlay(Boolean(now.truth));
       element.dataset.map = now.values ? now.mode : "none";
       paint();
     },

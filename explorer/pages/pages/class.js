@@ -9,7 +9,7 @@ import { choice, select } from "../parts/controls.js";
 import { maskingPlots } from "../parts/masking.js";
 import { preview } from "../parts/preview.js";
 import { note, panel, show } from "../parts/states.js";
-import { get } from "../source.js";
+import { get, isReport } from "../source.js";
 import { classesOf } from "../state.js";
 
 const SORTS = [["n_images", "images"], ["n_tokens", "tokens"], ["mean_activation", "mean activation"], ["selective", "share above all images"]];
@@ -33,8 +33,10 @@ function latentsPanel(view, answer, query, small) {
 }
 
 function flipsPanel(view, label) {
+  if (isReport()) return null;
   const place = h("div");
-  show(place, get(`flips/${view.key}/${label}`), ({ ks, images }) => {
+  show(place, get(`flips/${view.key}/${label}`), ({ ks, images, why }) => {
+    if (why) return note(why);
     if (!images.length) return note("No image of the class was looked at.");
     const flipped = images.filter((one) => one.first_k !== null && one.first_k !== undefined);
     if (!flipped.length) return note(`Of ${count(images.length, "image")}, none changes with up to ${Math.max(...ks)} of the class's top latents switched off.`);

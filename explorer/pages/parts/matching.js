@@ -8,6 +8,7 @@ import { filters } from "./filters.js";
 import { latentPair } from "./pairs.js";
 import { plainCell, sheet } from "./sheet.js";
 import { note, panel } from "./states.js";
+import { matchingRows } from "../rows.js";
 import { get } from "../source.js";
 import { viewOf } from "../state.js";
 
@@ -43,7 +44,7 @@ export async function matchingPage(key, firstQuery) {
 
   const rows = sheet("Matched latents", {
     id: "matching",
-    load: (offset, limit) => get(`matching/${key}/rows`, { side: side(), where: query.where, sort: query.sort, offset, limit }),
+    load: (offset, limit) => matchingRows(key, { side: side(), where: query.where, sort: query.sort, offset, limit }),
     cell: (name, value) => {
       const view = name === "latent" ? mine() : ["assigned", "correlated"].includes(name) ? others() : null;
       return view && value !== null ? h("a", { href: makeAddress(["v", view.key, "latent", value]) }, String(value)) : plainCell(value);
@@ -59,7 +60,7 @@ export async function matchingPage(key, firstQuery) {
       fill(beside, note("Click a row, press Enter on it, or write its number, to see the latent beside its partner."));
       return;
     }
-    const found = await get(`matching/${key}/rows`, { side: side(), where: `latent=${query.latent}`, offset: 0, limit: 1 });
+    const found = await matchingRows(key, { side: side(), where: `latent=${query.latent}`, offset: 0, limit: 1 });
     const row = found.rows[0];
     if (!row) {
       fill(beside, note(`Latent ${query.latent} of this side fires on no image.`));
