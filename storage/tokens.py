@@ -47,6 +47,11 @@ class TokenLayout:
             return range(self.n_prefix + self.n_patches)
         return range(self.n_tokens)
 
+    def cell(self, token: int) -> tuple[int, int] | None:
+        """(row, column) of a patch; None for a token that is no patch."""
+        patches = self.select("patches")
+        return divmod(token - patches.start, self.grid[1]) if token in patches else None
+
     def attributes(self) -> dict[str, Any]:
         """The layout as attributes of an activation array."""
         suffix = {"n_suffix_tokens": self.n_suffix} if self.n_suffix else {}

@@ -255,3 +255,75 @@ def test_other_weights_in_the_file_are_refused(tiny_checkpoint: Path, tmp_path: 
     # The run looked at the new weights, and the SAE of these has not been trained.
     with pytest.raises(patchsae.UserError, match="sae relu: demo names it, but it has not been built"):
         patchsae.open(store.root).sae("relu")
+
+
+def test_pictures_have_the_map_where_it_belongs(photos: api.OpenStore, folder: Path) -> None:
+    other, path = photos.sae("other"), folder / "class 0" / "0.png"
+    encoded = other.encode(path)
+    latent = int(encoded.top(1)["latent"][0])
+    own, of_sae = encoded.picture(latent), other.picture(path, latent)
+    assert own.size == of_sae.size == (320, 240)
+    row = photos.artifact("index/photos").scan("images").filter(source="class 0/0.png").collect()["image"][0]
+    cached = np.asarray(other.picture(int(row), latent), int)
+    # Of one photograph from two sources: float16 in the cache.
+    assert np.abs(cached - np.asarray(of_sae, int)).mean() < 3
+    # What is left and right of the square that the model sees is dimmed.
+    plain = np.asarray(Image.open(path).convert("RGB").resize((320, 240)), int)
+    assert np.asarray(own, int)[:, :35].mean() < 0.5 * plain[:, :35].mean()
+
+
+def test_latents_of_a_patch_are_those_of_its_token(photos: api.OpenStore, folder: Path) -> None:
+    encoded = photos.sae("other").encode([folder / "class 0" / "0.png", folder / "class 1" / "1.png"])
+    for image in (None, encoded.images[1]):
+        found = encoded.at(2, 5, image)
+        of_token = (pl.col("image") == (image or encoded.images[0])) & (pl.col("token") == 1 + 2 * 8 + 5)
+        assert found["latent"].to_list() == (
+            encoded.frame.filter(of_token).sort("activation", descending=True)["latent"].to_list()
+        )
+        assert found.height == 4
+    for patch, words in (((8, 0), "patch 8, 0: an image has 8 rows of 8 patches"), ((0, -1), "patch 0, -1")):
+        with pytest.raises(patchsae.UserError, match=words):
+            encoded.at(*patch)
+    with pytest.raises(patchsae.UserError, match="image no: was not encoded; there are"):
+        encoded.picture(3, "no")
+
+
+def test_galleries_outline_the_strongest_patch_and_leave_out_what_is_gone(
+    photos: api.OpenStore, folder: Path, tmp_path: Path
+) -> None:
+    other = photos.sae("other")
+    latent = int(other.latents.filter(~pl.col("dead")).sort("frequency").collect()["latent"][-1])
+    found = other.gallery(latent, 3)
+    assert len(found.images) == len(found.captions) == 3 and "gone" not in found.title
+    source = other.top_images(latent)["source"][0]
+    assert found.captions[0].startswith(source) and found.sheet().width > 900
+    moved = tmp_path / "moved.png"
+    shutil.move(folder / source, moved)
+    try:
+        left = other.gallery(latent, 3)
+    finally:
+        shutil.move(moved, folder / source)
+    assert len(left.images) == 2 and left.title.endswith("(1 picture is gone)")
+
+
+def test_notebooks_show_html_that_stands_alone(photos: api.OpenStore, demo: Path, folder: Path) -> None:
+    other = photos.sae("other")
+    encoded = other.encode(Image.open(folder / "class 0" / "0.png"))
+    latent = int(encoded.top(1)["latent"][0])
+    for shown, words in (
+        (photos, ["<td>other</td>", "<td>photos</td>"]),
+        (other, ["OpenSae(other of photos", "<td>n_latents</td><td>48</td>"]),
+        (other.gallery(latent, 2), ["data:image/webp;base64,", "class "]),
+        (encoded, ["image 0", f"latent {latent}: ", "data:image/webp;base64,"]),
+        (patchsae.open(demo).sae("relu").encode_row(0), ["data:image/webp;base64,"]),
+    ):
+        text = shown._repr_html_()  # type: ignore[attr-defined]
+        assert all(word in text for word in words), text[:300]
+        assert "http" not in text and "<script" not in text
+
+
+def test_masking_is_that_of_the_sae(demo: Path) -> None:
+    store = patchsae.open(demo)
+    rows = store.sae("relu").masking.collect()
+    assert rows.height == store.table("masking").collect().height > 0
+    assert rows.filter(pl.col("class_name") == "red").height > 0

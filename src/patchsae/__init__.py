@@ -17,9 +17,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from patchsae.api import EncodedImages, OpenSae, OpenStore, UserError, open
+    from patchsae.api import EncodedImages, OpenSae, OpenStore, Pictures, UserError, open
 
-__all__ = ["EncodedImages", "OpenSae", "OpenStore", "UserError", "open"]
+__all__ = ["EncodedImages", "OpenSae", "OpenStore", "Pictures", "UserError", "open"]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,7 @@ Shapes: d channels, S latents.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,8 +29,12 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from patchsae.pipeline.backbones.backbone import Backbone
+from patchsae.pipeline.backbones.towers.framing import Framing
+from patchsae.pipeline.core.text import count
 from patchsae.pipeline.images.files import image_files, read_file, reason
+from patchsae.pipeline.images.originals import NoOriginal
 from patchsae.pipeline.images.pixels import Reading, as_rgb, decode_rgb
+from patchsae.pipeline.results import html
 from patchsae.pipeline.results.backbones import recorded_backbone
 from patchsae.pipeline.results.encoding import (
     IMAGES_PER_BATCH,
@@ -41,7 +45,9 @@ from patchsae.pipeline.results.encoding import (
     strongest,
 )
 from patchsae.pipeline.results.find import SAE_STAGES, find, input_of, records_of
+from patchsae.pipeline.results.framing import framing_of
 from patchsae.pipeline.results.originals import Originals
+from patchsae.pipeline.results.overlay import overlaid, sheet
 from patchsae.pipeline.results.places import Place
 from patchsae.pipeline.results.sql import execute
 from patchsae.pipeline.results.status import status_rows
@@ -51,13 +57,15 @@ from patchsae.pipeline.saes.sae import Sae, load_sae
 from patchsae.storage.activations import Activations
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.errors import UserError
+from patchsae.storage.manifest import KEY_DIGITS
 from patchsae.storage.store import Store
-from patchsae.storage.tokens import TokenLayout
+from patchsae.storage.tokens import TokenLayout, layout_of
 
-__all__ = ["EncodedImages", "OpenSae", "OpenStore", "UserError", "open"]
+__all__ = ["EncodedImages", "OpenSae", "OpenStore", "Pictures", "UserError", "open"]
 
 ImageLike = str | os.PathLike[str] | Image.Image
 """An image: its file, or a PIL image."""
+_SHOWN_IMAGES, _SHOWN_LATENTS = 6, 4
 
 
 def open(store: str | os.PathLike[str] | None = None) -> OpenStore:
@@ -79,6 +87,11 @@ class OpenStore:
 
     def __repr__(self) -> str:
         return f"OpenStore({self.store.root}, experiments: {', '.join(self.experiments) or 'none'})"
+
+    def _repr_html_(self) -> str:
+        saes = self.saes.unique(maintain_order=True)
+        rows = saes.with_columns(pl.col("key").str.head(KEY_DIGITS)).rows()
+        return html.heading("Store", str(self.store.root)) + html.table(saes.columns, rows)
 
     @property
     def experiments(self) -> list[str]:
@@ -235,6 +248,10 @@ class OpenSae:
         experiments = ", ".join(place.experiment for place in self.places)
         return f"OpenSae({self.name} of {experiments}, {n_latents} latents, {self.artifact.path})"
 
+    def _repr_html_(self) -> str:
+        numbers = self.artifact.manifest.summary.items()
+        return html.heading(repr(self)) + html.table(("number", "value"), numbers)
+
     @cached_property
     def weights(self) -> Sae:
         """`W_enc` [d, S], `b_enc` [S], `W_dec` [S, d], `b_dec` [d] and `threshold` [S] or `k`, on the CPU."""
@@ -295,6 +312,19 @@ class OpenSae:
         """The training metrics, one row per logged step. Raises UserError for an imported SAE."""
         return self.artifact.scan("training")
 
+    @property
+    def masking(self) -> pl.LazyFrame:
+        """The table `masking` of every evaluation of this SAE. Rows of one class have its `class_name`.
+
+        Raises UserError if the store has no such table.
+
+        >>> relu = patchsae.open(STORE).sae("relu")
+        >>> relu.masking.filter(pl.col("class").is_not_null()).collect().height > 0
+        True
+        """
+        of = pl.col("sae_key").cast(pl.String) == self.artifact.key
+        return Catalog(self.store).scan("masking").filter(of)
+
     def top_images(self, latent: int, k: int | None = None) -> pl.DataFrame:
         """The top images of a latent: those it is strongest on, strongest first; all that were kept, or `k`.
 
@@ -328,6 +358,32 @@ class OpenSae:
         )
         return found if k is None else found.head(k)
 
+    def gallery(self, latent: int, k: int = 8) -> Pictures:
+        """The top images of a latent as pictures with its map, and the patch outlined on which it is largest.
+
+        A notebook shows them. Images whose originals are gone or have changed are left out. Raises UserError as
+        `top_images` does.
+
+        >>> patchsae.open(STORE).sae("relu").gallery(0, k=2).captions
+        [...]
+        """
+        top, maps = self.top_images(latent, k), []
+        captions, left_out = [], 0
+        for row in top.iter_rows(named=True):
+            try:
+                cell = self._layout.cell(row["token"])
+                maps.append(
+                    self.encode_row(row["image"])._picture(row["image"], latent, self._largest(latent), cell)
+                )
+            except NoOriginal:
+                left_out += 1
+                continue
+            captions.append(f"{row['source']}, {row['class_name']}: {row['activation']:.4g}")
+        title = f"Latent {latent} of {self.name}" + (
+            f" ({count(left_out, 'picture is', 'pictures are')} gone)" if left_out else ""
+        )
+        return Pictures(title, maps, captions)
+
     def encode(self, images: ImageLike | Iterable[ImageLike]) -> EncodedImages:
         """The latents of images: of a file, a folder (all images below it), a PIL image, or several of these.
 
@@ -335,20 +391,22 @@ class OpenSae:
         of the SAE's dataset are. Raises UserError if there is no image, if an image cannot be read, or if the
         backbone's weights have changed since the experiment was run.
         """
-        names: list[str] = []
+        files: dict[str, Path | Image.Image] = {}
         pixels: list[torch.Tensor] = []
-        for name, image in _opened(images, self._place.reading):
-            n_before = sum(name == other or other.startswith(f"{name} (") for other in names)
+        for name, file, image in _opened(images, self._place.reading):
+            n_before = sum(name == other or other.startswith(f"{name} (") for other in files)
             # Images that are given twice stay two.
-            names.append(f"{name} ({n_before + 1})" if n_before else name)
+            files[f"{name} ({n_before + 1})" if n_before else name] = file
             pixels.append(self.backbone.preprocess(image))
-        found = []
         if not pixels:
             raise UserError("encode: no images were given; give a file, a folder or an image.")
+        found, names = [], list(files)
         for start in range(0, len(pixels), IMAGES_PER_BATCH):
             x = own_activations(self.backbone, pixels[start : start + IMAGES_PER_BATCH])
             found.append(self._rows(x, names[start : start + IMAGES_PER_BATCH], self.backbone.layout))
-        return EncodedImages(pl.concat(found), names, self.backbone.layout)
+        reading, framing = self._place.reading, framing_of(self._place)
+        source = _Source(framing, lambda name: _read(files[name], reading))
+        return EncodedImages(pl.concat(found), names, self.backbone.layout, source)
 
     def map(self, image: ImageLike | int, latent: int) -> np.ndarray:
         """A latent's activation on every patch of an image: float32 [rows, columns].
@@ -371,7 +429,22 @@ class OpenSae:
         """
         activations = Activations(input_of(self.store, self.statistics, "activations", "extract"))
         x = cached_activations(activations, image)
-        return EncodedImages(self._rows(x, [image], activations.layout), [image], activations.layout)
+        rows = self._rows(x, [image], activations.layout)
+        source = _Source(self._framing, self._originals.image)
+        return EncodedImages(rows, [image], activations.layout, source)
+
+    def picture(self, image: ImageLike | int, latent: int) -> Image.Image:
+        """An image with a latent's map laid over it: an RGB image of 320 pixels at its longest side.
+
+        `image` is as in `map`. The brightest colour stands for the latent's largest activation in `statistics`, or on
+        this image if that is larger. What the model does not see of the image is dimmed.
+
+        >>> patchsae.open(STORE).sae("relu").picture(0, 3).size
+        (320, 320)
+        """
+        self._check(latent)
+        encoded = self.encode_row(image) if isinstance(image, int) else self.encode(image)
+        return encoded._picture(encoded.images[0], latent, self._largest(latent))
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -381,6 +454,24 @@ class OpenSae:
         """
         extracted = input_of(self.store, self.artifact, "activations", "extract")
         return recorded_backbone(self.store, self._place, extracted)
+
+    def _largest(self, latent: int) -> float:
+        """The latent's largest activation in `statistics`; 0 if that is not known."""
+        try:
+            row = self.latents.filter(pl.col("latent") == latent).select("max_activation").collect()
+        except UserError:
+            return 0.0
+        return float(row.item())
+
+    @property
+    def _layout(self) -> TokenLayout:
+        return layout_of(input_of(self.store, self.statistics, "activations", "extract"))
+
+    @property
+    def _framing(self) -> Framing | None:
+        """The framing of the backbone of `statistics`; None if no record says it."""
+        place = self._originals.place
+        return None if place is None or not place.is_whole else framing_of(place)
 
     @property
     def _place(self) -> Place:
@@ -412,6 +503,30 @@ class OpenSae:
 
 
 @dataclass(frozen=True)
+class _Source:
+    """Where the pictures of encoded images are, and which part of them the model sees."""
+
+    framing: Framing | None
+    open: Callable[[Any], Image.Image]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures with captions, which a notebook shows beside each other."""
+
+    title: str
+    images: list[Image.Image]
+    captions: list[str]
+
+    def sheet(self, columns: int = 4) -> Image.Image:
+        """All of them on one picture, with their captions."""
+        return sheet(self.images, self.captions, columns)
+
+    def _repr_html_(self) -> str:
+        return html.heading(self.title) + html.figures(self.images, self.captions)
+
+
+@dataclass(frozen=True)
 class EncodedImages:
     """The latents of some images.
 
@@ -422,6 +537,7 @@ class EncodedImages:
     frame: pl.DataFrame
     images: list[Any]
     layout: TokenLayout
+    source: _Source | None = None
 
     def top(self, k: int = 10) -> pl.DataFrame:
         """The `k` strongest latents of each image, strongest first.
@@ -439,9 +555,70 @@ class EncodedImages:
         found = self.frame.filter(pl.col("image") == image, pl.col("latent") == latent)
         return patch_map(found, self.layout)
 
+    def at(self, row: int, column: int, image: Any = None) -> pl.DataFrame:
+        """The latents of a patch of an image, strongest first. Columns: latent and activation.
 
-def _opened(images: ImageLike | Iterable[ImageLike], reading: Reading) -> Iterable[tuple[str, Image.Image]]:
-    """(name, RGB image) of every image in `images`, in order; the name of a file is its path."""
+        `image` is one of `images`; the first one if not given. Raises UserError if there is no such patch or image.
+
+        >>> patchsae.open(STORE).sae("relu").encode_row(0).at(3, 4).columns
+        ['latent', 'activation']
+        """
+        rows, columns = self.layout.grid
+        if not (0 <= row < rows and 0 <= column < columns):
+            raise UserError(f"patch {row}, {column}: an image has {rows} rows of {columns} patches.")
+        token = self.layout.select("patches")[row * columns + column]
+        chosen = (pl.col("image") == self._one(image)) & (pl.col("token") == token)
+        found = self.frame.filter(chosen).select("latent", "activation")
+        return found.sort("activation", "latent", descending=[True, False])
+
+    def picture(self, latent: int, image: Any = None) -> Image.Image:
+        """An image with a latent's map laid over it: an RGB image of 320 pixels at its longest side.
+
+        `image` is one of `images`; the first one if not given. The brightest colour stands for the latent's largest
+        activation on it. Raises UserError if there is no such image, or if it is gone.
+        """
+        return self._picture(self._one(image), latent)
+
+    def _one(self, image: Any) -> Any:
+        if image is not None and image not in self.images:
+            raise UserError(
+                f"image {image}: was not encoded; there are {', '.join(map(str, self.images[:5]))}."
+            )
+        return self.images[0] if image is None else image
+
+    def _picture(
+        self, image: Any, latent: int, largest: float = 0.0, cell: tuple[int, int] | None = None
+    ) -> Image.Image:
+        if self.source is None or self.source.framing is None:
+            raise UserError(
+                f"image {image}: it is not known where its picture is, or how the model takes it."
+            )
+        values, opened = self.map(image, latent), self.source.open(image)
+        box = self.source.framing.box(*opened.size, self.layout.grid)
+        return overlaid(opened, values, box, max(largest, float(values.max())), cell)
+
+    def _repr_html_(self) -> str:
+        parts = []
+        for image in self.images[:_SHOWN_IMAGES]:
+            top = self.top(_SHOWN_LATENTS).filter(pl.col("image") == image)
+            captions = [
+                f"latent {row['latent']}: {row['activation']:.4g}" for row in top.iter_rows(named=True)
+            ]
+            parts.append(html.heading(str(image)))
+            try:
+                pictures = [self._picture(image, latent) for latent in top["latent"]]
+                parts.append(html.figures(pictures, captions))
+            except UserError as error:
+                parts.append(html.table(("latent", "activation"), top.select("latent", "activation").rows()))
+                parts.append(html.heading("", str(error)))
+        n_more = len(self.images) - _SHOWN_IMAGES
+        return "".join(parts) + (html.heading("", f"and {n_more} more images") if n_more > 0 else "")
+
+
+def _opened(
+    images: ImageLike | Iterable[ImageLike], reading: Reading
+) -> Iterable[tuple[str, Path | Image.Image, Image.Image]]:
+    """(name, file, RGB image) of every image in `images`, in order; the name of a file is its path."""
     several = [images] if isinstance(images, str | os.PathLike | Image.Image) else list(images)
     for number, one in enumerate(several):
         files: Sequence[Path | Image.Image]
@@ -454,10 +631,14 @@ def _opened(images: ImageLike | Iterable[ImageLike], reading: Reading) -> Iterab
                 raise UserError(f"{path}: no images found below it.")
         for file in files:
             name = f"image {number}" if isinstance(file, Image.Image) else str(file)
-            try:
-                if isinstance(file, Image.Image):
-                    yield name, as_rgb(file, reading)
-                else:
-                    yield name, decode_rgb(read_file(file), reading)
-            except OSError as error:
-                raise UserError(f"{name}: cannot be read as an image ({reason(error)}).") from None
+            yield name, file, _read(file, reading, name)
+
+
+def _read(file: Path | Image.Image, reading: Reading, name: str = "image") -> Image.Image:
+    try:
+        if isinstance(file, Image.Image):
+            return as_rgb(file, reading)
+        return decode_rgb(read_file(file), reading)
+    except OSError as error:
+        told = name if isinstance(file, Image.Image) else file
+        raise UserError(f"{told}: cannot be read as an image ({reason(error)}).") from None
