@@ -13,9 +13,11 @@ from patchsae.explorer.content import Content
 from patchsae.explorer.errors import Absent
 from patchsae.explorer.library import Library
 from patchsae.explorer.pictures import row_of
+from patchsae.explorer.view import View
 from patchsae.pipeline.images.datasets.shapes import Shapes, ShapesConfig
 from patchsae.pipeline.results.originals import Originals
 from patchsae.pipeline.shapes.world import Scene
+from patchsae.storage.errors import UserError
 
 _SCALE = 8
 _MAX_AGE = 86_400
@@ -37,6 +39,14 @@ def truth(library: Library, arguments: Mapping[str, str]) -> Content:
 def has_truth(of: Originals) -> bool:
     """Whether the ground truth of the images is known."""
     return isinstance(of.config, ShapesConfig)
+
+
+def knows_truth(library: Library, view: View) -> bool:
+    """Whether the ground truth of a view's images is known; False too where nothing tells what they were read from."""
+    try:
+        return has_truth(sources.originals(library, view))
+    except UserError:
+        return False
 
 
 def scene_of(of: Originals, source: str) -> Scene | None:

@@ -28,7 +28,7 @@ first 16 digits of an artifact's key. A resource that is not there raises `Absen
         `advice` says what to run if there is nothing to see. `picked` is the sae_key of the SAE with the lowest FVU.
     view/VIEW -> VIEWHEAD and {columns: [{name, type, sentence, table}], layout: LAYOUT | null, tau,
              classes: number | null, gallery: bool, masking: [{key, name}], remapping: [{key, name}],
-             siblings: [VIEWHEAD of the same SAE], words: bool, pictures: bool, pictures_why: sentence | null,
+             siblings: [VIEWHEAD of the same SAE], words: bool, pictures: bool, pictures_why: sentence | null, truth: bool,
              attributes: [name]}
     classes/VIEW -> {classes: [{id, name, n_images}]}
     training/SAE -> {sae, name, running, columns: {step: [], ...}}             at most 1000 steps, evenly spaced

@@ -40,7 +40,8 @@ def page(frame: pl.DataFrame, arguments: Mapping[str, str], sort: str | None = N
     if order:
         name = order.removeprefix("-")
         _check(frame, name, "sort")
-        chosen = chosen.sort(name, descending=order.startswith("-"), nulls_last=True, maintain_order=True)
+        key = pl.col(name).fill_nan(None) if frame.schema[name].is_float() else pl.col(name)
+        chosen = chosen.sort(key, descending=order.startswith("-"), nulls_last=True, maintain_order=True)
     wanted = [one for one in arguments.get("columns", "").split(",") if one]
     for name in wanted:
         _check(frame, name, "columns")

@@ -12,7 +12,7 @@ from patchsae.explorer.library import Library
 from patchsae.explorer.pictures import row_of
 from patchsae.explorer.resources.boxes import box
 from patchsae.explorer.resources.views import layout
-from patchsae.explorer.truth import has_truth
+from patchsae.explorer.truth import knows_truth
 from patchsae.explorer.view import View
 from patchsae.storage.errors import UserError
 
@@ -38,7 +38,7 @@ def image(library: Library, arguments: Mapping[str, str]) -> dict[str, Any]:
         "classes": _classes(library, view, row, found["label"], names),
         "split": found["split"],
         "attributes": _attributes(library, view, row),
-        "truth": _has_truth(library, view),
+        "truth": knows_truth(library, view),
     }
     return about | _shown(
         library, view, found["width"], found["height"], lambda: row_activations(library, view, row)
@@ -199,10 +199,3 @@ def _attributes(library: Library, view: View, row: int) -> list[dict[str, str]]:
         return []
     table = library.table(view.attributes, "image_attributes")
     return table.filter(pl.col("image") == row).select("attribute", "value").to_dicts()
-
-
-def _has_truth(library: Library, view: View) -> bool:
-    try:
-        return has_truth(sources.originals(library, view))
-    except UserError:
-        return False

@@ -11,6 +11,7 @@ from patchsae.explorer.resources.columns import columns_of
 from patchsae.explorer.resources.search import has_words
 from patchsae.explorer.snapshot import Snapshot
 from patchsae.explorer.sources import why_no_pictures
+from patchsae.explorer.truth import knows_truth
 from patchsae.explorer.view import View
 from patchsae.storage.artifacts import Artifact
 from patchsae.storage.manifest import KEY_DIGITS
@@ -36,6 +37,7 @@ def view(library: Library, arguments: Mapping[str, str]) -> dict[str, Any]:
         "words": has_words(found),
         "pictures": why is None or has_thumbnails(found),
         "pictures_why": why,
+        "truth": knows_truth(library, found),
         "attributes": _attributes(library, found),
     }
 

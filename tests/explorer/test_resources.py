@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from starlette.testclient import TestClient
 
-from patchsae.explorer.resources.columns import where
+from patchsae.explorer.resources.columns import page, where
 from patchsae.storage.store import Store
 from tests.explorer.conftest import Open
 
@@ -105,3 +105,9 @@ def test_a_text_is_looked_into_without_regard_to_capitals() -> None:
     frame = pl.DataFrame({"name": ["Red [circle]", "blue", None]})
     kept = frame.filter(where(frame, "name ~ RED ["))
     assert kept["name"].to_list() == ["Red [circle]"]
+
+
+def test_what_has_no_value_comes_last_in_either_order() -> None:
+    frame = pl.DataFrame({"latent": [0, 1, 2, 3], "score": [1.0, float("nan"), None, 2.0]})
+    orders = {sort: [row[0] for row in page(frame, {"sort": sort})["rows"]] for sort in ("score", "-score")}
+    assert orders == {"score": [0, 3, 1, 2], "-score": [3, 0, 1, 2]}

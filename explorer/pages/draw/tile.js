@@ -3,7 +3,7 @@
 import { h } from "../dom.js";
 import { number, tokenName } from "../format.js";
 import { tip } from "../parts/controls.js";
-import { pictureOf } from "../source.js";
+import { pictureOf, truthOf } from "../source.js";
 import { css, shade } from "./colours.js";
 import { paintMap, tokenUnder } from "./map.js";
 
@@ -38,7 +38,8 @@ function cellsBeside(layout) {
 }
 
 // A tile of an image under a view. `example` has image, width, height, box, class_name and what the caption says.
-// Returns {element, set({values, max, mode})}; `values` are those of all tokens.
+// Returns {element, set({values, max, mode, truth})}; `values` are those of all tokens, `truth` whether what the image
+// really shows is outlined.
 export function tile(view, example, { href, title, detail, map, size, address, note }) {
   const layout = view.layout;
   const name = title || example.class_name || `image ${example.image}`;
@@ -73,10 +74,19 @@ export function tile(view, example, { href, title, detail, map, size, address, n
     });
     seen.element.addEventListener("pointerleave", () => tip(""));
   }
+  let truth = null;
+  const overlay = (wanted) => {
+    if (wanted && !truth) {
+      truth = h("img", { class: "truth", src: truthOf(view, example.image), alt: "", loading: "lazy" });
+      seen.element.append(truth);
+    }
+    if (truth) truth.hidden = !wanted;
+  };
   return {
     element,
     set(values) {
       now = { ...now, ...values };
+      if (view.truth) overlay(Boolean(now.truth));
       element.dataset.map = now.values ? now.mode : "none";
       paint();
     },

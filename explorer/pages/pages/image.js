@@ -63,7 +63,7 @@ export async function imagePage({ image: row, upload: id }, firstQuery, view) {
   let query = firstQuery;
   let code = null;
   let pointed = null;
-  const list = h("div");
+  const list = h("div", { class: "concept-list", tabindex: "0", role: "region", "aria-label": "Latents of the image" });
   const listTitle = h("h2");
   const listTools = h("div", { class: "chips" });
   const shownMap = h("p", { class: "note", "aria-live": "polite" });
@@ -104,6 +104,7 @@ export async function imagePage({ image: row, upload: id }, firstQuery, view) {
     const state = `${query.tokens} ${query.latents} ${code !== null}`;
     if (state === drawn) return;
     drawn = state;
+    if (image.problem) return;
     const tokens = tokensNow();
     const pinned = idsOf(query.latents);
     let rows = image.latents.map((one) => ({ ...one }));
@@ -126,7 +127,8 @@ export async function imagePage({ image: row, upload: id }, firstQuery, view) {
       : note("No latent fires there."), code && code.left ? note(`The ${count(code.left, "weakest entry", "weakest entries")} of the code ${code.left === 1 ? "is" : "are"} left out.`) : null);
   }
 
-  get(own ? `upload-codes/${view.key}/${id}` : `codes/${view.key}/${image.image}`).then((answer) => {
+  if (image.problem) fill(list, note(image.problem));
+  else get(own ? `upload-codes/${view.key}/${id}` : `codes/${view.key}/${image.image}`).then((answer) => {
     code = codeOf(answer, layout);
     update(query);
   }, (error) => fill(list, wrong(error)));
@@ -162,7 +164,7 @@ export async function imagePage({ image: row, upload: id }, firstQuery, view) {
       upload.element,
       h("div", { class: "split wide" },
         h("div", { class: "stack" },
-          panel(h("header", null, h("h2", null, "Picture"), h("span", { class: "soft" }, `${image.width} × ${image.height}`), h("span", { class: "gap" }), truth, modes),
+          panel(h("header", null, h("h2", null, "Picture"), h("span", { class: "soft" }, `${image.width} × ${image.height}`), h("span", { class: "gap" }), truth, layout ? modes : null),
             { data: { role: "picture" } }, big.element, shownMap,
             view.pictures === false && !own && view.pictures_why ? note(view.pictures_why) : null),
           prediction.element,

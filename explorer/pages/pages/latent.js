@@ -1,6 +1,6 @@
 // One latent: what it sees, how strongly, in which classes, and which latents are near.
 
-import { change, go, makeAddress } from "../address.js";
+import { change, go, here as address, makeAddress } from "../address.js";
 import { fill, h } from "../dom.js";
 import { barList, histogram } from "../draw/bars.js";
 import { MAP_MODES } from "../draw/map.js";
@@ -22,12 +22,12 @@ function tilesOf(view, examples, latent, detail) {
   return { element: h("div", { class: "tiles large" }, tiles.map((one) => one.element)), tiles };
 }
 
-// Keeps the maps of many tiles in the mode that is chosen.
-function painter(mode) {
+// Keeps the maps of many tiles in the mode that is chosen, with or without the ground truth.
+function painter(mode, truth) {
   const groups = [];
-  let now = mode;
+  let now = { mode, truth };
   const paint = ({ tiles, maps }) => tiles.forEach((one) => one.set({ values: maps ? maps.maps[one.image] || null : null,
-    max: maps ? maps.max : 0, mode: now }));
+    max: maps ? maps.max : 0, ...now }));
   return {
     add(tiles, maps) {
       const group = { tiles, maps: null };
@@ -38,14 +38,14 @@ function painter(mode) {
         paint(group);
       });
     },
-    set(next) {
-      now = next;
+    set(nextMode, nextTruth) {
+      now = { mode: nextMode, truth: nextTruth };
       groups.forEach(paint);
     },
   };
 }
 
-function examplesPanel(view, answer, paint, maps) {
+function examplesPanel(view, answer, paint, maps, query) {
   const top = tilesOf(view, answer.top, answer.latent);
   const missing = h("p", { class: "note" });
   const wait = [paint.add(top.tiles, maps)];
@@ -60,7 +60,8 @@ function examplesPanel(view, answer, paint, maps) {
   });
   return [
     panel(h("header", null, h("h2", null, "Top images"), h("span", { class: "soft" }, "largest mean activation over the tokens first"),
-      h("span", { class: "gap" }), choice("Maps", MAP_MODES, here(), (mode) => change({ map: mode === "heat" ? null : mode }, true))),
+      h("span", { class: "gap" }), view.truth ? h("label", null, h("input", { type: "checkbox", id: "truth", checked: query.truth === "1",
+        onchange: (event) => change({ truth: event.target.checked ? "1" : null }, true) }), "Ground truth") : null, choice("Maps", MAP_MODES, mode(), (value) => change({ map: value === "heat" ? null : value }, true))),
     { data: { role: "top" } }, answer.top.length ? top.element : note("No image of this split fires the latent: it is dead."), missing,
     view.pictures === false && view.pictures_why ? note(view.pictures_why) : null),
     groups.length ? panel("From the middle and below", null, h("div", { class: "stack" }, groups))
@@ -68,8 +69,8 @@ function examplesPanel(view, answer, paint, maps) {
   ];
 }
 
-function here() {
-  return new URLSearchParams(location.hash.split("?")[1] || "").get("map") || "heat";
+function mode() {
+  return address().query.map || "heat";
 }
 
 function classesPanel(view, answer) {
@@ -145,16 +146,21 @@ function numbersPanel(view, answer) {
 export async function latentPage({ latent: id }, query, view) {
   const answer = await get(`latent/${view.key}/${id}`);
   const latent = answer.latent;
-  const paint = painter(query.map || "heat");
+  const paint = painter(query.map || "heat", query.truth === "1");
   const maps = answer.top.length ? get(`maps/${view.key}/${latent}`) : Promise.resolve({ maps: {}, max: 0 });
   maps.catch(() => null);
-  const to = (other) => makeAddress(["v", view.key, "latent", other], { map: query.map, beside: query.beside });
-  const step = (other) => (other === null || other === undefined ? null : go(["v", view.key, "latent", other], { map: query.map, beside: query.beside }));
+  // What stays when one goes to another latent.
+  const keep = () => {
+    const { map, truth, beside } = address().query;
+    return { map, truth, beside };
+  };
+  const to = (other) => makeAddress(["v", view.key, "latent", other], keep());
+  const step = (other) => (other === null || other === undefined ? null : go(["v", view.key, "latent", other], keep()));
   onPage(["ArrowRight", "j"], "next latent that fires", () => step(answer.next), { ArrowRight: "→" });
   onPage(["ArrowLeft", "k"], "previous latent that fires", () => step(answer.previous), { ArrowLeft: "←" });
   onPage(["m"], "next way to draw maps", () => {
-    const modes = MAP_MODES.map(([mode]) => mode);
-    const next = modes[(modes.indexOf(here()) + 1) % modes.length];
+    const modes = MAP_MODES.map(([name]) => name);
+    const next = modes[(modes.indexOf(mode()) + 1) % modes.length];
     change({ map: next === "heat" ? null : next }, true);
   });
   const arrow = (other, sign, text) => (other === null || other === undefined
@@ -173,7 +179,7 @@ export async function latentPage({ latent: id }, query, view) {
       arrow(answer.previous, "←", "Previous latent that fires"), arrow(answer.next, "→", "Next latent that fires")),
     facts(FACTS.filter((column) => column in answer.row).map((column) => [column, number(answer.row[column]), columnOf(view, column)?.sentence])),
     h("div", { class: "split" },
-      h("div", { class: "stack" }, examplesPanel(view, answer, paint, maps), beside),
+      h("div", { class: "stack" }, examplesPanel(view, answer, paint, maps, query), beside),
       h("div", { class: "stack" },
         answer.histogram && answer.histogram.n_tokens.length ? panel("Activations", { data: { role: "histogram" } }, histogram(answer.histogram,
           `Histogram of the activations of ${whole(answer.row.n_tokens)} tokens, at most ${number(answer.row.max_activation)}`)) : null,
@@ -182,7 +188,7 @@ export async function latentPage({ latent: id }, query, view) {
   return {
     element, title: `Latent ${latent}`,
     update(next) {
-      paint.set(next.map || "heat");
+      paint.set(next.map || "heat", next.truth === "1");
       for (const button of element.querySelectorAll("[data-role=top] .choice button")) button.setAttribute("aria-pressed", String(button.dataset.value === (next.map || "heat")));
       if ((next.beside || "") !== (last.beside || "")) draw(next);
       last = next;

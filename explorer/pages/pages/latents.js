@@ -196,7 +196,7 @@ export async function latentsPage({ view: key }, firstQuery, view) {
   const element = h("div", { class: "stack" },
     h("div", { class: "head" }, h("div", null, h("h1", null, "Latents"), told), h("span", { class: "gap" }), tools),
     filter.chips, extra,
-    h("div", { class: "split wide" }, rows.element, h("div", { class: "stack" }, plot.element, small.element)),
+    h("div", { class: "split wide" }, h("div", { class: "fillup" }, rows.element), h("div", { class: "stack" }, plot.element, small.element)),
     isReport() ? note("This report filters and sorts in the browser. Search by words needs `patchsae explore`.") : null);
   return { element, title: "Latents", update, ready };
 }

@@ -42,7 +42,10 @@ function bars(before, after) {
 // `tokens()` the chosen tokens.
 export function predictionPanel(view, image, subject, code, tokens) {
   const known = image.prediction && image.prediction.length;
-  if (!known) return { element: null, possible: false, set: () => null };
+  if (!known) {
+    const why = image.prediction_why && image.prediction_why !== image.problem ? note(image.prediction_why) : null;
+    return { element: why ? panel("Prediction", null, why) : null, possible: false, set: () => null };
+  }
   const possible = !isReport();
   const body = h("div", { "aria-live": "polite", data: { role: "prediction" } }, bars(image.prediction, null));
   const verdict = h("p", { class: "small", data: { role: "verdict" } });
