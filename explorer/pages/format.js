@@ -21,6 +21,8 @@ export function number(value, digits) {
 
 export function percent(value, digits) {
   if (value === null || value === undefined) return "–";
+  const least = 0.1 ** (digits === undefined ? 3 : digits + 2);
+  if (value > 0 && value < least / 2) return `< ${100 * Number(least.toPrecision(1))} %`;
   return `${(100 * value).toFixed(digits === undefined ? 1 : digits)} %`;
 }
 

@@ -9,6 +9,7 @@ import { sized } from "./map.js";
 import { makeScale, rangeOf } from "./scales.js";
 
 const SHADES = 48;
+const TURNS = 6;
 const EDGE = { left: 54, right: 12, top: 10, bottom: 38 };
 
 function bucketsOf(spec) {
@@ -137,13 +138,15 @@ export function scatter(label, { brushed, pointed, picked }) {
     const many = n > 4000;
     const size = many ? 2 : n > 800 ? 3.5 : 5;
     const away = isDark() ? "rgb(140 150 158 / 0.25)" : "rgb(90 86 78 / 0.18)";
-    const lists = made.colours.map(() => []);
+    // Colours take turns, so that those that are drawn last do not cover the others.
+    const colours = made.colours.length;
+    const lists = Array.from({ length: TURNS * colours }, () => []);
     const dim = [];
     cells = new Map();
     for (let i = 0; i < n; i++) {
       if (!drawn(i)) continue;
       if (spec.lit && !spec.lit[i]) dim.push(i);
-      else lists[made.buckets[i]].push(i);
+      else lists[(i % TURNS) * colours + made.buckets[i]].push(i);
     }
     const dot = (i) => {
       const [x, y] = place(i, area);
@@ -165,7 +168,7 @@ export function scatter(label, { brushed, pointed, picked }) {
       context.fill();
     };
     layer(dim, away, 1);
-    lists.forEach((list, i) => layer(list, made.colours[i], many ? 0.8 : 0.88));
+    lists.forEach((list, i) => layer(list, made.colours[i % colours], many ? 0.8 : 0.88));
     context.globalAlpha = 1;
   }
 

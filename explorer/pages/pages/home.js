@@ -198,8 +198,9 @@ function partsOf(store) {
       const experiment = chosen(query);
       return [h("div", { class: "head" }, h("div", null, h("h1", null, experiment ? experiment.name : "Explorer"), h("p", { class: "lead" },
         experiment ? `${count(of(query, store.views).length, "view")} of ${count(of(query, store.saes).length, "SAE")}, ${count(experiment.nodes.length, "artifact")}. ` : "",
-        h("span", { class: "mono small" }, store.store))), h("span", { class: "gap" }), experiment ? experimentChoice(store, experiment) : null),
+        store.report ? `A report, written ${moment(store.report.made)}.` : h("span", { class: "mono small" }, store.store))), h("span", { class: "gap" }), experiment ? experimentChoice(store, experiment) : null),
       (store.problems || []).map((sentence) => h("p", { class: "wrong", role: "alert" }, prose(sentence))),
+      store.report && store.report.left_out.length ? note(`${store.report.left_out.join(" ")} \`patchsae explore\` shows everything from the store.`) : null,
       experiment || store.views.length ? viewsPanel(of(query, store.views))
         : empty(store.advice || "This store holds no experiment yet. Run `patchsae demo`, and this page fills.")];
     } },
