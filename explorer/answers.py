@@ -31,7 +31,7 @@ class Answers:
 
     def close(self) -> None:
         """Ends what still runs."""
-        self._library.queries.close()
+        self._library.queries.stop()
 
     def resource(self, request: Request, body: bytes | None = None) -> Response:
         """The resource of a path below `/api/`; `body` is that of a POST."""

@@ -81,8 +81,14 @@ class Queries:
             raise UserError(answer.header["error"])
         return answer
 
+    def stop(self) -> None:
+        """Ends a query that another thread runs, which gets a sentence."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
     def close(self) -> None:
-        """Ends the process."""
+        """Ends the process. Only the thread that asks may call it while it asks."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -97,7 +103,8 @@ class Queries:
             self.close()
         if self._process is None:
             # Without the current folder among the places where Python looks for modules.
-            command = [sys.executable, "-P", "-m", "patchsae.explorer.query_process", str(self._root)]
+            module = "patchsae.explorer.query_process"
+            command = [sys.executable, "-P", "-m", module, str(self._root), str(os.getpid())]
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
             )

@@ -1,4 +1,4 @@
-"""The process that runs SQL: `python -m patchsae.explorer.query_process STORE`, which `queries.py` starts and ends.
+"""The process that runs SQL: `python -m patchsae.explorer.query_process STORE PID`, which `queries.py` starts and ends.
 
 It reads one request per line, as JSON, and answers each with a line of JSON and, for a download, the bytes that the
 line announces. Polars cannot be interrupted, so that only the end of a process ends a query.
@@ -26,10 +26,10 @@ _IDLE_SECONDS = 120
 _WIDE = (pl.Int128, pl.Decimal)
 
 
-def main(root: str, requests: io.FileIO, replies: BinaryIO) -> None:
-    """Answers requests until there are no more, or none for two minutes."""
+def main(root: str, server: int, requests: io.FileIO, replies: BinaryIO) -> None:
+    """Answers requests until there are no more, or none for two minutes. `server` is the process that asks."""
     os.nice(5)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(server,), daemon=True).start()
     store = Store(root)
     while select.select([requests], [], [], _IDLE_SECONDS)[0]:
         line = requests.readline()
@@ -40,9 +40,9 @@ def main(root: str, requests: io.FileIO, replies: BinaryIO) -> None:
         replies.flush()
 
 
-def _end_with(parent: int) -> None:
+def _end_with(server: int) -> None:
     """Ends this process when its server has gone, which may happen during a query."""
-    while os.getppid() == parent:
+    while os.getppid() == server:
         time.sleep(1)
     os._exit(1)
 
@@ -103,4 +103,4 @@ def _plain(value: Any) -> Any:
 if __name__ == "__main__":
     # Without a buffer, so that `select` sees every request that was not read.
     with open(0, "rb", buffering=0) as asked:
-        main(sys.argv[1], asked, sys.stdout.buffer)
+        main(sys.argv[1], int(sys.argv[2]), asked, sys.stdout.buffer)

@@ -83,13 +83,20 @@ def serve(
 ) -> None:
     """Serves a store until SIGINT or SIGTERM. `on_ready` is called once the first page can be opened."""
 
+    opening = threading.Lock()
+
     @cache
-    def answers() -> Any:
+    def opened() -> Any:
         from patchsae.explorer.answers import Answers
         from patchsae.explorer.library import Library
         from patchsae.storage.store import Store
 
         return Answers(Library(Store(store)))
+
+    def answers() -> Any:
+        # Of the first requests, which come at once, one opens the store, and the others wait.
+        with opening:
+            return opened()
 
     app = application(
         lambda request, body: answers().resource(request, body),

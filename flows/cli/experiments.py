@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from patchsae.flows.cli.commands import FAILED
+from patchsae.flows.cli.explore import show
 from patchsae.flows.cli.options import (
     ExperimentArgument,
     ForceOption,
@@ -81,13 +82,23 @@ def init(
     say(f"Next: `patchsae plan {shlex.quote(str(target))}` shows what a run would do.")
 
 
-def demo(store: StoreOption = "./store") -> None:
+def demo(
+    store: StoreOption = "./store",
+    explore: Annotated[
+        bool,
+        typer.Option("--explore", help="Then open the results in the browser, as `patchsae explore` does."),
+    ] = False,
+) -> None:
     """Run the bundled demo, from images to a table of results, in a few minutes on a CPU.
 
     The demo downloads nothing: a small CLIP and a world of rendered shapes come with the package. A second
     `demo` computes nothing and prints the results again.
 
-    Example: `patchsae demo --store /tmp/demo`
+    Examples:
+
+    - `patchsae demo --store /tmp/demo`
+
+    - `patchsae demo --explore`
     """
     waiting.on("loading patchsae", at_once=True)
     from patchsae.flows.cli.demo import report
@@ -96,6 +107,10 @@ def demo(store: StoreOption = "./store") -> None:
 
     launch("demo", [], store, [], [])
     result(report(open_work("demo", store=store)))
+    if explore:
+        show(store)
+    else:
+        result(f"\nSee it in the browser: `patchsae explore --store {shlex.quote(store)}`")
 
 
 @with_resources

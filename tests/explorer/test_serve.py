@@ -66,7 +66,7 @@ def test_it_serves_a_store_and_ends_at_ctrl_c_though_a_query_runs(small_store: S
         asking.join(20)
         assert not asking.is_alive()
     assert process.returncode == 0
-    assert "Traceback" not in said and said.splitlines()[-1] == "The explorer has ended."
+    assert said.splitlines() == ["Ctrl-C ends it.", "The explorer has ended."]
 
 
 def test_a_second_server_takes_the_next_port_and_says_so(
@@ -137,3 +137,17 @@ print(*(name for name in HEAVY if name in sys.modules))
 def test_nothing_heavy_is_loaded_before_the_first_page() -> None:
     done = subprocess.run([sys.executable, "-c", START], capture_output=True, text=True)
     assert done.stdout == "\n", done.stderr
+
+
+def test_the_demo_ends_with_how_to_see_it_or_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from patchsae.flows.cli import demo, experiments, run
+    from patchsae.pipeline.experiment import request
+
+    shown: list[str] = []
+    monkeypatch.setattr(run, "launch", lambda *_: None)
+    monkeypatch.setattr(request, "open_work", lambda *_, **__: None)
+    monkeypatch.setattr(demo, "report", lambda _: "the report")
+    monkeypatch.setattr(experiments, "show", shown.append)
+    said = patchsae("demo", "--store", "my store").stdout.splitlines()
+    assert said[0] == "the report" and "patchsae explore --store 'my store'" in said[-1] and shown == []
+    assert patchsae("demo", "--store", "my store", "--explore").exit_code == 0 and shown == ["my store"]
