@@ -1,4 +1,4 @@
-"""Peak memory of statistics and masking at the paper's size: 49,152 latents, ViT-B/16's shapes, random weights.
+"""Peak memory of statistics, gallery and masking at the paper's size: 49,152 latents, ViT-B/16's shapes, random weights.
 
 Each stage runs in a process of its own, as one Dask worker does. A whole shard of activations, of which few images
 leave most out, adds 0.2 GB at most.
@@ -17,11 +17,12 @@ from pathlib import Path
 from benchmarks.report import Measurement, parser, report
 from benchmarks.synthetic import build, reopen
 from patchsae.pipeline.core.stage import Runtime
-from patchsae.pipeline.evaluations.kinds import masking, statistics
+from patchsae.pipeline.evaluations.kinds import gallery, masking, statistics
+from patchsae.pipeline.evaluations.kinds.gallery import GalleryConfig, GalleryStageConfig
 from patchsae.pipeline.evaluations.kinds.masking import MaskingConfig, MaskingStageConfig
 from patchsae.pipeline.evaluations.kinds.statistics import StatisticsConfig
 
-STAGES = ("statistics", "masking")
+STAGES = ("statistics", "gallery", "masking")
 
 
 def main() -> None:
@@ -80,6 +81,13 @@ def run(arguments: argparse.Namespace) -> None:
         world = reopen(arguments.folder, arguments.model)
         if arguments.child == "statistics":
             world.run(statistics.STAGE, StatisticsConfig(sae="sae"), Runtime())
+        elif arguments.child == "gallery":
+            looked = GalleryStageConfig(
+                gallery=GalleryConfig(statistics="statistics", n_embedded=arguments.test_images),
+                statistics=StatisticsConfig(sae="sae"),
+                backbone=world.backbone,
+            )
+            world.run(gallery.STAGE, looked, Runtime())
         else:
             config = MaskingStageConfig(
                 masking=MaskingConfig(statistics="statistics"), backbone=world.backbone

@@ -12,7 +12,7 @@ from patchsae.pipeline.core.config import Config
 Share = Annotated[float, Field(ge=0, le=1)]
 
 MOST_PAIRS = 1_000_000_000
-"""Pairs of latents on one token that are counted for `cofiring`. Counting them takes about ten seconds."""
+"""Pairs of latents on one token that are counted for `cofiring`. Counting them takes less than a minute."""
 
 
 class GallerySettings(Config):

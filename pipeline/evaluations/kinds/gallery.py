@@ -14,12 +14,12 @@ from patchsae.pipeline.backbones.backbone import BackboneConfig
 from patchsae.pipeline.backbones.effort import image_amounts, load_amounts
 from patchsae.pipeline.core.config import INLINE, Config, EvaluationName, Unhashed
 from patchsae.pipeline.core.graph import Names
-from patchsae.pipeline.core.machine import memory
 from patchsae.pipeline.core.prediction import MANIFEST_BYTES, Prediction, Upstreams
 from patchsae.pipeline.core.stage import Inputs, PartStage, Runtime, Stage
 from patchsae.pipeline.evaluations.evaluated import EvaluatedImages, choose_encoder, n_latents_of
 from patchsae.pipeline.evaluations.evaluation import EvaluationConfig, ImagesConfig, Wiring
 from patchsae.pipeline.evaluations.foreseen import distinct, foresee
+from patchsae.pipeline.evaluations.gallery.effort import drawing, pairing
 from patchsae.pipeline.evaluations.gallery.merge import write_cofiring, write_examples, write_histograms
 from patchsae.pipeline.evaluations.gallery.settings import GallerySettings
 from patchsae.pipeline.evaluations.gallery.tables import COFIRING, LATENT_EXAMPLES, LATENT_HISTOGRAMS
@@ -127,8 +127,7 @@ def _merge(
 # Bytes of a row, and bins of a latent that fires often, by which the tables are predicted.
 _BYTES = {LATENT_EXAMPLES: 9, LATENT_HISTOGRAMS: 3, COFIRING: 10}
 _MOST_BINS = 24
-# Bytes of a firing in scratch, and those that are moved to sort it and to count a pair of latents.
-_SCRATCH, _SORTED, _COUNTED = 20, 400, 60
+_BYTES_OF_FIRING = 20
 
 
 def _predict(config: GalleryStageConfig, inputs: Upstreams) -> Prediction:
@@ -149,7 +148,8 @@ def _predict(config: GalleryStageConfig, inputs: Upstreams) -> Prediction:
     n_bytes = MANIFEST_BYTES + sum(expected_bytes(one, n, _BYTES[one]) for one, n in n_rows.items())
     effort: list[Any] = [
         *known.encoding(),
-        (memory(), _SORTED * firings + _COUNTED * n_drawn * known.l0**2),
+        (drawing(), firings),
+        (pairing(), n_drawn * known.l0**2),
     ]
     if n_embedded:
         tails = image_amounts(config.backbone, inputs["weights"], n_embedded)
@@ -158,7 +158,7 @@ def _predict(config: GalleryStageConfig, inputs: Upstreams) -> Prediction:
         effort += [*load_amounts(inputs["weights"]), *tails]
         # The embedding of CLIP's models has about as many channels as the image tower, or fewer.
         n_bytes += known.n_latents * (2 * known.width * 3 // 4 + 4)
-    scratch = _SCRATCH * firings + 4 * n_drawn * known.l0 + 4 * n_embedded * known.width
+    scratch = _BYTES_OF_FIRING * firings + 4 * n_drawn * known.l0 + 4 * n_embedded * known.width
     return Prediction({"n_images": known.n_images}, round(n_bytes), round(scratch), effort)
 
 

@@ -281,3 +281,18 @@ def test_a_plan_predicts_what_the_stage_then_writes(
 def test_a_second_run_has_nothing_to_do(experiment: Experiment, done: dict[str, Artifact]) -> None:
     store = Store(done["gallery/gallery"].path.parents[1])
     assert {item.state for item in work_on(store, experiment).planned.values()} == {"cached"}
+
+
+@pytest.mark.parametrize("k", [1, 3, 50])
+def test_the_companions_that_are_left_unsorted_are_none_of_the_best(k: int) -> None:
+    rng = np.random.default_rng(k)
+    on = rng.random((400, 60)) < rng.random(60) ** 3 / 2
+    found = cofiring(on.sum(axis=1), np.nonzero(on)[1], 60, k)
+    both = on.T.astype(int) @ on
+    n = both.diagonal()
+    jaccard = both / np.maximum(n[:, None] + n - both, 1)
+    np.fill_diagonal(jaccard, 0)
+    best = np.argsort(-jaccard, axis=1, kind="stable")[:, :k]
+    expected = [(s, other) for s in range(60) for other in best[s] if jaccard[s, other] > 0]
+    assert list(zip(found["latent"], found["other"], strict=True)) == expected
+    assert len(expected) > 30
