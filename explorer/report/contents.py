@@ -78,7 +78,7 @@ class Contents:
         self.pictures: dict[tuple[str, int], Picture] = {}
         self._shown: dict[tuple[str, str], list[int]] = {}
         self.has_truth: dict[str, bool] = {}
-        """Whether the ground truth of a view's images is known, for views of which an image was shown."""
+        """Whether the ground truth of a view's images is known, for views whose value was made."""
         self._view = {view.key: view for view in self.views}
 
     @cached_property
@@ -213,6 +213,7 @@ class Contents:
         return value
 
     def _of_view(self, parts: Values, value: Values) -> Values:
+        self.has_truth[parts["view"]] = value["truth"]
         if not value["pictures"]:
             value["pictures_why"] = _NOT_AT_HAND
         return value
@@ -235,7 +236,6 @@ class Contents:
 
     def _image(self, parts: Values, value: Values) -> Values:
         self._show(parts["view"], [value["image"]], (*SMALL, LARGE))
-        self.has_truth[parts["view"]] = value["truth"]
         for why in ("problem", "prediction_why"):
             if value.get(why):
                 value[why] = _NOT_AT_HAND
