@@ -20,14 +20,12 @@ def recorded(view: View) -> Place:
 
     Raises Absent if no record has it.
     """
-    records = view.snapshot.records
-    found = [Place(one.experiment, records[one.experiment], one.node) for one in view.places]
-    if not found:
+    if view.place is None:
         raise Absent(
             f"view {view.key}: no record of an experiment is left that says where its images and weights are; run the "
             "experiment once more (nothing is computed again)."
         )
-    return next((place for place in found if place.is_whole), found[0])
+    return view.place
 
 
 def originals(library: Library, view: View) -> Originals:

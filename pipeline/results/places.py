@@ -54,7 +54,7 @@ class Place:
     def dataset(self) -> DatasetConfig:
         """The dataset that the node is about. Raises UserError if the record does not hold its config."""
         name = self.node.names.get("dataset", "")
-        raw = self.configs["datasets"].get(name)
+        raw = self.configs.get("datasets", {}).get(name)
         kind = registry.variants(datasets, DatasetConfig).get((raw or {}).get("kind", ""))
         if raw is None or kind is None:
             raise UserError(
