@@ -24,7 +24,7 @@ from patchsae.storage.errors import Damaged
 from patchsae.storage.records import current_of
 from patchsae.storage.store import Store
 
-_CACHE_BYTES = 600_000_000
+_CACHE_BYTES = 850_000_000
 _DIGITS = 4
 
 

@@ -105,6 +105,18 @@ class Artifact:
         with self._noticing_a_rebuild():
             return record.read(self.path)
 
+    def checked(self, name: str) -> Path:
+        """The path of one of its files, which is what was written. Raises UserError as `read` does.
+
+        It is read once per process for that.
+        """
+        record = self.manifest.output(name)
+        if record is None:
+            raise Damaged(f"{self.path}: has no file `{name}`; {REMEDY}")
+        with self._noticing_a_rebuild():
+            record.check(self.path)
+        return self.path / name
+
     @contextlib.contextmanager
     def _noticing_a_rebuild(self) -> Iterator[None]:
         """Replaces an error about damage if another artifact took the place of the one that was opened."""

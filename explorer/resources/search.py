@@ -76,7 +76,7 @@ def word_scores(library: Library, view: View, words: str) -> np.ndarray:
         lambda one: 0 if one is None else one.embedding.nbytes,
     )
     assert embeddings is not None
-    backbone = models.backbone(library, view)
+    backbone = models.text_tower(library, view)
 
     @torch.inference_mode()
     def score() -> np.ndarray:

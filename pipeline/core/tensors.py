@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor
 
@@ -102,6 +102,16 @@ def check_dense(found: Any, name: str, where: str) -> Tensor:
             f"{found.untyped_storage().nbytes():,} bytes; save a contiguous copy of it."
         )
     return found
+
+
+def map_tensors(artifact: Artifact, name: str) -> dict[str, Tensor]:
+    """As `read_tensors`, but mapped: only what is used of them is in memory. The file is read once, for its digest."""
+    path = artifact.checked(name)
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
+    except SafetensorError as error:
+        raise UserError(f"{path}: is not a readable safetensors file ({error}).") from None
 
 
 def read_tensors(artifact: Artifact, name: str) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from patchsae.pipeline.core.config import BackboneName, Config, DatasetName
 from patchsae.pipeline.core.prediction import Upstream
-from patchsae.pipeline.core.tensors import read_tensors
+from patchsae.pipeline.core.tensors import map_tensors, read_tensors
 from patchsae.storage.artifacts import Artifact, Builder
 from patchsae.storage.errors import UserError
 
@@ -138,6 +138,14 @@ def load_sae(artifact: Artifact, device: str = "cpu") -> Sae:
     Raises UserError if a tensor is missing or of the wrong shape.
     """
     return sae_from_tensors(read_tensors(artifact, WEIGHTS), str(artifact.path)).to(device)
+
+
+def map_sae(artifact: Artifact) -> Sae:
+    """As `load_sae` on the CPU, but tensors are mapped: only what is used of them is in memory.
+
+    An explorer that shows maps uses W_enc and a few rows of W_dec. Their file is compared with its digest first.
+    """
+    return sae_from_tensors(map_tensors(artifact, WEIGHTS), str(artifact.path))
 
 
 def width_of(artifact: Artifact) -> int:

@@ -104,6 +104,25 @@ class CutClip(ABC):
         return normalize(mean, dim=-1) if renormalise else mean
 
 
+_TEXT_PARTS = (
+    "transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection", "text", "text_decoder",
+)  # fmt: skip
+
+
+def keep_images(backbone: Any) -> None:
+    """Frees the memory of the text tower. `encode_text` and `class_embeddings` must not be called any more."""
+    model = getattr(backbone, "base", backbone).model
+    for name in _TEXT_PARTS:
+        if getattr(model, name, None) is not None:
+            setattr(model, name, None)
+
+
+def keep_texts(backbone: Any) -> None:
+    """Frees the memory of the image tower. `head` and `tail` must not be called any more."""
+    clip = getattr(backbone, "base", backbone)
+    clip.model.visual, clip.visual, clip.blocks = None, None, []
+
+
 def prompts_of(names: Sequence[str], templates: Sequence[str]) -> list[str]:
     """The prompts of every class, class by class. Underscores of class names are spaces."""
     return [template.format(name.replace("_", " ")) for name in names for template in templates]
