@@ -1,7 +1,9 @@
 // The state of a page is in its address: #/PATH?NAME=VALUE&... The query is an object of strings.
 
 function encode(text) {
-  return encodeURIComponent(text).replace(/%(2C|3B|3A|2F|20)/g, (code) => (code === "%20" ? "+" : decodeURIComponent(code)));
+  return encodeURIComponent(text).replace(/%(2C|3B|3A|2F|20)/g, (code) =>
+    code === "%20" ? "+" : decodeURIComponent(code),
+  );
 }
 
 function decode(text) {
@@ -28,7 +30,9 @@ export function parseAddress(hash) {
 
 // The opposite; values that are null, undefined or empty are left out.
 export function makeAddress(path, query) {
-  const pairs = Object.entries(query || {}).filter(([, value]) => value !== null && value !== undefined && value !== "");
+  const pairs = Object.entries(query || {}).filter(
+    ([, value]) => value !== null && value !== undefined && value !== "",
+  );
   const tail = pairs.map(([name, value]) => `${encode(name)}=${encode(String(value))}`).join("&");
   return `#/${path.map(encode).join("/")}${tail ? `?${tail}` : ""}`;
 }

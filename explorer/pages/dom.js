@@ -19,7 +19,8 @@ function add(element, children) {
   }
 }
 
-// An HTML element: h("a", {class: "x", href, onclick, data: {latent: 3}, css: {width: "3px"}}, "text", other).
+// An HTML element: h("a", {class: "x", href, onclick, data: {latent: 3}, css: {width: "3px"}}, "text",
+// other).
 export function h(tag, attributes, ...children) {
   const element = document.createElement(tag);
   dress(element, attributes);

@@ -41,7 +41,13 @@ export function moment(iso) {
   if (!iso) return "";
   const date = new Date(iso);
   if (Number.isNaN(date.getTime())) return String(iso);
-  return date.toLocaleString("en-GB", { day: "numeric", month: "short", year: "numeric", hour: "2-digit", minute: "2-digit" });
+  return date.toLocaleString("en-GB", {
+    day: "numeric",
+    month: "short",
+    year: "numeric",
+    hour: "2-digit",
+    minute: "2-digit",
+  });
 }
 
 // The name of token t: "CLS", "row 3, column 5", "prompt 2".
@@ -49,7 +55,8 @@ export function tokenName(layout, token) {
   const [rows, columns] = layout.grid;
   const patch = token - layout.prefix;
   if (patch < 0) return (layout.prefix_names || [])[token] || `prefix ${token + 1}`;
-  if (patch < rows * columns) return `row ${Math.floor(patch / columns) + 1}, column ${(patch % columns) + 1}`;
+  if (patch < rows * columns)
+    return `row ${Math.floor(patch / columns) + 1}, column ${(patch % columns) + 1}`;
   const after = patch - rows * columns;
   return (layout.suffix_names || [])[after] || `prompt ${after + 1}`;
 }

@@ -12,8 +12,18 @@ function typing(event) {
 
 function listed(keys) {
   const entries = [...new Set(keys.values())];
-  return h("div", { class: "keys" }, entries.map((entry) => [
-    h("span", null, entry.keys.map((key) => [h("kbd", null, entry.names[key] || key), " "])), h("span", null, entry.what)]));
+  return h(
+    "div",
+    { class: "keys" },
+    entries.map((entry) => [
+      h(
+        "span",
+        null,
+        entry.keys.map((key) => [h("kbd", null, entry.names[key] || key), " "]),
+      ),
+      h("span", null, entry.what),
+    ]),
+  );
 }
 
 function enter(map, keys, what, action, names) {
@@ -37,12 +47,22 @@ export function forgetPageKeys() {
 
 export function showHelp() {
   const close = () => dialog.close();
-  const dialog = h("dialog", { "aria-labelledby": "help-title", onclose: () => dialog.remove() },
+  const dialog = h(
+    "dialog",
+    { "aria-labelledby": "help-title", onclose: () => dialog.remove() },
     h("h2", { id: "help-title" }, "Keys"),
     local.size ? [h("h3", null, "On this page"), listed(local), h("br", null)] : null,
-    h("h3", null, "On every page"), listed(general), h("br", null),
-    h("p", { class: "note" }, "Every state has its own address: copy it from the browser to send what you see."),
-    h("br", null), h("button", { type: "button", class: "primary", onclick: close }, "Close"));
+    h("h3", null, "On every page"),
+    listed(general),
+    h("br", null),
+    h(
+      "p",
+      { class: "note" },
+      "Every state has its own address: copy it from the browser to send what you see.",
+    ),
+    h("br", null),
+    h("button", { type: "button", class: "primary", onclick: close }, "Close"),
+  );
   document.body.append(dialog);
   dialog.showModal();
 }

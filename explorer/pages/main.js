@@ -20,8 +20,9 @@ import { saePage } from "./pages/sae.js";
 import { tablesPage } from "./pages/tables.js";
 import { home, viewOf } from "./state.js";
 
-// The pattern of a path, and its page. A word in capitals stands for any one piece of the path. A page is an async
-// function (piece by name, query, view) -> {element, title, update(query), close()}; the last two may be missing.
+// The pattern of a path, and its page. A word in capitals stands for any one piece of the path. A page is
+// an async function (piece by name, query, view) -> {element, title, update(query), close()}; the last two
+// may be missing.
 const ROUTES = [
   ["", homePage],
   ["sae/SAE", saePage],
@@ -50,11 +51,14 @@ function match(path) {
     const pieces = pattern.split("/").filter(Boolean);
     if (pieces.length !== path.length) continue;
     const named = {};
-    if (pieces.every((piece, i) => {
-      const free = piece === piece.toUpperCase();
-      if (free) named[piece.toLowerCase()] = path[i];
-      return free || piece === path[i];
-    })) return { make, named };
+    if (
+      pieces.every((piece, i) => {
+        const free = piece === piece.toUpperCase();
+        if (free) named[piece.toLowerCase()] = path[i];
+        return free || piece === path[i];
+      })
+    )
+      return { make, named };
   }
   return null;
 }
@@ -85,7 +89,15 @@ async function open(again) {
   try {
     const found = match(path);
     if (!found) {
-      fill(page, h("div", { class: "stack" }, h("h1", null, "Nothing here"), empty("There is no page at this address.", "The pages begin at Home.")));
+      fill(
+        page,
+        h(
+          "div",
+          { class: "stack" },
+          h("h1", null, "Nothing here"),
+          empty("There is no page at this address.", "The pages begin at Home."),
+        ),
+      );
       settle("error");
       return;
     }
@@ -104,21 +116,35 @@ async function open(again) {
   } catch (error) {
     if (mine !== turn) return;
     top.show(null);
-    fill(page, h("div", { class: "stack" }, h("h1", null, "This page cannot be shown"), wrong(error),
-      h("p", null, h("a", { href: "#/" }, "Home"))));
+    fill(
+      page,
+      h(
+        "div",
+        { class: "stack" },
+        h("h1", null, "This page cannot be shown"),
+        wrong(error),
+        h("p", null, h("a", { href: "#/" }, "Home")),
+      ),
+    );
     settle("error");
   }
 }
 
 everywhere(["/"], "search", () => top.search.focus());
 everywhere(["?"], "this help", showHelp);
-everywhere(["Escape"], "close what is open", () => {
-  tip("");
-  for (const one of document.querySelectorAll("details.drop[open]")) one.open = false;
-}, { Escape: "Esc" });
+everywhere(
+  ["Escape"],
+  "close what is open",
+  () => {
+    tip("");
+    for (const one of document.querySelectorAll("details.drop[open]")) one.open = false;
+  },
+  { Escape: "Esc" },
+);
 listen();
 document.addEventListener("pointerdown", (event) => {
-  for (const one of document.querySelectorAll("details.drop[open]")) if (!one.contains(event.target)) one.open = false;
+  for (const one of document.querySelectorAll("details.drop[open]"))
+    if (!one.contains(event.target)) one.open = false;
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   forgetColours();

@@ -18,7 +18,8 @@ export function conditionsOf({ where, class: chosen }) {
 async function ofClass(view, name, chosen) {
   const { n_latents: n } = await get(`view/${view}`);
   const values = new Array(n).fill(name === "class_mean_activation" ? null : 0);
-  for (const row of (await get(`class/${view}/${chosen}`)).latents) values[row.latent] = row[name.replace("class_", "")];
+  for (const row of (await get(`class/${view}/${chosen}`)).latents)
+    values[row.latent] = row[name.replace("class_", "")];
   return values;
 }
 
@@ -38,10 +39,16 @@ async function columnsNamed(view, names, chosen) {
 export async function litBy(view, query, n) {
   const conditions = conditionsOf(query);
   if (!conditions.length) return null;
-  const names = [...new Set(conditions.map((one) => one.column))].filter((name) => name !== "latent" && name !== "word_score");
+  const names = [...new Set(conditions.map((one) => one.column))].filter(
+    (name) => name !== "latent" && name !== "word_score",
+  );
   const columns = await columnsNamed(view, names, query.class);
   columns.latent = [...Array(n).keys()];
-  return holding(conditions.filter((one) => columns[one.column]), columns, n);
+  return holding(
+    conditions.filter((one) => columns[one.column]),
+    columns,
+    n,
+  );
 }
 
 // Puts places into the order of a column's values; null is last.
@@ -56,22 +63,29 @@ function sortedBy(places, key, down) {
 async function computed(view, query, names) {
   const by = (query.sort || "").replace(/^-/, "");
   const conditions = conditionsOf(query);
-  const needed = [...new Set([...names, by, ...conditions.map((one) => one.column)])].filter((name) => name && name !== "latent");
+  const needed = [...new Set([...names, by, ...conditions.map((one) => one.column)])].filter(
+    (name) => name && name !== "latent",
+  );
   const { n_latents: n } = await get(`view/${view}`);
   const values = await columnsNamed(view, needed, query.class);
   values.latent = [...Array(n).keys()];
   const lit = holding(conditions, values, n);
   const latents = values.latent.filter((latent) => lit[latent]);
   if (by) sortedBy(latents, values[by], query.sort.startsWith("-"));
-  const rows = latents.slice(query.offset, query.offset + query.limit).map((latent) => names.map((name) => values[name][latent]));
+  const rows = latents
+    .slice(query.offset, query.offset + query.limit)
+    .map((latent) => names.map((name) => values[name][latent]));
   return { n_latents: n, n_matched: latents.length, columns: names, rows };
 }
 
-// {n_latents, n_matched, columns, rows}. `query`: {where, sort, offset, limit, class, words}, `columns` a list of names.
+// {n_latents, n_matched, columns, rows}. `query`: {where, sort, offset, limit, class, words}, `columns` a
+// list of names.
 export function latentRows(view, query, columns) {
   const names = [...new Set(["latent", ...addedColumns(query), ...columns])];
   if (isReport()) return computed(view, query, names);
-  const where = conditionsOf(query).map(({ column, op, value }) => `${column}${op}${value}`).join(";");
+  const where = conditionsOf(query)
+    .map(({ column, op, value }) => `${column}${op}${value}`)
+    .join(";");
   return get(`latents/${view}/rows`, { ...query, where, columns: names.join(",") });
 }
 
@@ -84,5 +98,9 @@ export async function matchingRows(key, query) {
   const places = all.rows.map((_, i) => i).filter((i) => lit[i]);
   const by = values[(query.sort || "").replace(/^-/, "")];
   if (by) sortedBy(places, by, query.sort.startsWith("-"));
-  return { ...all, n_matched: places.length, rows: places.slice(query.offset, query.offset + query.limit).map((i) => all.rows[i]) };
+  return {
+    ...all,
+    n_matched: places.length,
+    rows: places.slice(query.offset, query.offset + query.limit).map((i) => all.rows[i]),
+  };
 }

@@ -1,7 +1,9 @@
 // Where the data comes from: a server (`patchsae explore`) or the files of a report beside the page.
 
 const KEPT = 400;
-const NOT_HELD = "This report does not hold that part: it has a choice of latents and images. `patchsae explore` shows all of the store.";
+const NOT_HELD =
+  "This report does not hold that part: it has a choice of latents and images. `patchsae explore` " +
+  "shows all of the store.";
 const answers = new Map();
 const waiting = new Map();
 let open = 0;
@@ -25,7 +27,9 @@ function count(change) {
 }
 
 function tailOf(query) {
-  const pairs = Object.entries(query || {}).filter(([, value]) => value !== null && value !== undefined && value !== "");
+  const pairs = Object.entries(query || {}).filter(
+    ([, value]) => value !== null && value !== undefined && value !== "",
+  );
   return pairs.length ? `?${new URLSearchParams(pairs)}` : "";
 }
 
@@ -34,9 +38,16 @@ async function answerOf(response) {
   try {
     value = await response.json();
   } catch {
-    throw new Problem(`The server answered with ${response.status} and no sentence. Its terminal says why.`, response.status);
+    throw new Problem(
+      `The server answered with ${response.status} and no sentence. Its terminal says why.`,
+      response.status,
+    );
   }
-  if (!response.ok) throw new Problem((value && value.error) || `The server answered with ${response.status}.`, response.status);
+  if (!response.ok)
+    throw new Problem(
+      (value && value.error) || `The server answered with ${response.status}.`,
+      response.status,
+    );
   return value;
 }
 
@@ -45,13 +56,22 @@ async function ask(address, options) {
   try {
     response = await fetch(address, options);
   } catch {
-    throw new Problem("The server does not answer. Start it again with `patchsae explore` and reload this page.", 0);
+    throw new Problem(
+      "The server does not answer. Start it again with `patchsae explore` and reload this page.",
+      0,
+    );
   }
   return answerOf(response);
 }
 
 // Which resources a report has of a choice of latents or images only.
-const CHOSEN = { latent: "latents", neighbours: "latents", maps: "latents", image: "images", codes: "images" };
+const CHOSEN = {
+  latent: "latents",
+  neighbours: "latents",
+  maps: "latents",
+  image: "images",
+  codes: "images",
+};
 
 // The value of a file of the report.
 async function inject(path) {
@@ -70,7 +90,8 @@ async function inject(path) {
     };
     script.onload = () => {
       script.remove();
-      if (waiting.delete(path)) reject(new Problem(`The file data/${path}.js of this report is damaged.`, 409));
+      if (waiting.delete(path))
+        reject(new Problem(`The file data/${path}.js of this report is damaged.`, 409));
     };
     document.head.append(script);
   });
@@ -113,7 +134,9 @@ export function get(path, query, fresh) {
 export function post(path, value) {
   const bytes = value instanceof Blob;
   const headers = { "Content-Type": bytes ? "application/octet-stream" : "application/json" };
-  return counted(ask(`api/${path}`, { method: "POST", headers, body: bytes ? value : JSON.stringify(value) }));
+  return counted(
+    ask(`api/${path}`, { method: "POST", headers, body: bytes ? value : JSON.stringify(value) }),
+  );
 }
 
 // The address of a picture of a view (`view` is its head), at most `size` pixels long: 96, 224 or 640.

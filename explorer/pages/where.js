@@ -4,7 +4,10 @@
 // [{column, op, value}] of a text; what is no condition is left out.
 export function parseWhere(text) {
   const conditions = [];
-  for (const piece of String(text || "").split(";").map((part) => part.trim()).filter(Boolean)) {
+  for (const piece of String(text || "")
+    .split(";")
+    .map((part) => part.trim())
+    .filter(Boolean)) {
     const match = /^([A-Za-z_][\w.]*)\s*(<=|>=|!=|<|>|=|~)\s*(.*)$/.exec(piece);
     if (match) conditions.push({ column: match[1], op: match[2], value: match[3].trim() });
   }
@@ -17,7 +20,10 @@ export function writeWhere(conditions) {
 
 // What of a text is no condition, or null: to be told to the person who wrote it.
 export function faultOf(text, names) {
-  for (const piece of String(text || "").split(";").map((part) => part.trim()).filter(Boolean)) {
+  for (const piece of String(text || "")
+    .split(";")
+    .map((part) => part.trim())
+    .filter(Boolean)) {
     const [condition] = parseWhere(piece);
     if (!condition) return `${piece}: not of the form COLUMN OPERATOR VALUE, such as frequency>0.01.`;
     if (!names.includes(condition.column)) return `${condition.column}: no column of that name.`;
@@ -44,9 +50,13 @@ function test(op, value) {
   const plain = (v) => (typeof v === "boolean" ? Number(v) : v);
   const right = plain(value);
   return {
-    "~": (v) => v !== null && String(v).includes(String(value)), "<": (v) => v !== null && plain(v) < right, "<=": (v) => v !== null && plain(v) <= right,
-    ">": (v) => v !== null && plain(v) > right, ">=": (v) => v !== null && plain(v) >= right,
-    "=": (v) => v !== null && plain(v) === right, "!=": (v) => v !== null && plain(v) !== right,
+    "~": (v) => v !== null && String(v).includes(String(value)),
+    "<": (v) => v !== null && plain(v) < right,
+    "<=": (v) => v !== null && plain(v) <= right,
+    ">": (v) => v !== null && plain(v) > right,
+    ">=": (v) => v !== null && plain(v) >= right,
+    "=": (v) => v !== null && plain(v) === right,
+    "!=": (v) => v !== null && plain(v) !== right,
   }[op];
 }
 

@@ -18,7 +18,12 @@ export function stateSign(state, x, y) {
 
 // The same as HTML: sign and word.
 export function stateWord(state) {
-  return h("span", { class: "key" }, svg("svg", { width: 14, height: 14, "aria-hidden": "true" }, stateSign(state, 7, 7)), state);
+  return h(
+    "span",
+    { class: "key" },
+    svg("svg", { width: 14, height: 14, "aria-hidden": "true" }, stateSign(state, 7, 7)),
+    state,
+  );
 }
 
 // Addresses of all that a node was made from, itself included.
@@ -56,7 +61,9 @@ function arranged(nodes) {
   const row = new Map();
   columns.forEach((column, i) => {
     const middle = (node) => {
-      const rows = Object.values(node.inputs).map((input) => row.get(input)).filter((one) => one !== undefined);
+      const rows = Object.values(node.inputs)
+        .map((input) => row.get(input))
+        .filter((one) => one !== undefined);
       return rows.length ? rows.reduce((a, b) => a + b, 0) / rows.length : 0;
     };
     if (i) column.sort((a, b) => middle(a) - middle(b));
@@ -69,46 +76,82 @@ function short(text, most) {
   return text.length > most ? `${text.slice(0, most - 1)}…` : text;
 }
 
-// A graph of nodes {address, stage, name, state, inputs, more}; `href(node)` is where a click leads; `picked` is an
-// address: what it was made from is lit, and the rest dimmed.
+// A graph of nodes {address, stage, name, state, inputs, more}; `href(node)` is where a click leads;
+// `picked` is an address: what it was made from is lit, and the rest dimmed.
 export function graph(label, nodes, { href, picked }) {
   const columns = arranged(nodes);
   const tallest = Math.max(...columns.map((column) => column.length), 1);
   const width = columns.length * NODE.across - (NODE.across - NODE.width) + 2 * NODE.edge;
   const height = tallest * NODE.down - (NODE.down - NODE.height) + 2 * NODE.edge;
   const at = new Map();
-  columns.forEach((column, i) => column.forEach((node, j) => at.set(node.address, {
-    x: NODE.edge + i * NODE.across, y: NODE.edge + j * NODE.down + ((tallest - column.length) * NODE.down) / 2 })));
+  columns.forEach((column, i) =>
+    column.forEach((node, j) =>
+      at.set(node.address, {
+        x: NODE.edge + i * NODE.across,
+        y: NODE.edge + j * NODE.down + ((tallest - column.length) * NODE.down) / 2,
+      }),
+    ),
+  );
   const lit = picked ? ancestorsOf(picked, nodes) : null;
-  const wires = nodes.flatMap((node) => [...new Set(Object.values(node.inputs))].filter((input) => at.has(input)).map((input) => {
-    const [from, to] = [at.get(input), at.get(node.address)];
-    const [x0, y0, x1, y1] = [from.x + NODE.width, from.y + NODE.height / 2, to.x, to.y + NODE.height / 2];
-    const bend = Math.max(18, (x1 - x0) / 2);
-    const kind = lit ? (lit.has(node.address) ? " lit" : " dim") : "";
-    return svg("path", { class: `wire${kind}`, d: `M${x0} ${y0}C${x0 + bend} ${y0} ${x1 - bend} ${y1} ${x1} ${y1}` });
-  }));
+  const wires = nodes.flatMap((node) =>
+    [...new Set(Object.values(node.inputs))]
+      .filter((input) => at.has(input))
+      .map((input) => {
+        const [from, to] = [at.get(input), at.get(node.address)];
+        const [x0, y0, x1, y1] = [
+          from.x + NODE.width,
+          from.y + NODE.height / 2,
+          to.x,
+          to.y + NODE.height / 2,
+        ];
+        const bend = Math.max(18, (x1 - x0) / 2);
+        const kind = lit ? (lit.has(node.address) ? " lit" : " dim") : "";
+        return svg("path", {
+          class: `wire${kind}`,
+          d: `M${x0} ${y0}C${x0 + bend} ${y0} ${x1 - bend} ${y1} ${x1} ${y1}`,
+        });
+      }),
+  );
   const boxes = nodes.map((node) => {
     const { x, y } = at.get(node.address);
     const kind = node.address === picked ? " at" : lit && !lit.has(node.address) ? " dim" : "";
     const words = `${node.address}: ${node.state}${node.more ? `, ${node.more}` : ""}`;
-    return svg("a", { href: href(node), class: `node${kind}`, "data-node": node.address,
-      "aria-current": node.address === picked ? "true" : null },
-    svg("title", null, words), svg("rect", { x, y, width: NODE.width, height: NODE.height, rx: 7 }),
-    stateSign(node.state, x + 15, y + NODE.height / 2),
-    svg("text", { class: "stage", x: x + 29, y: y + 16 }, node.stage),
-    svg("text", { class: "name", x: x + 29, y: y + 31 }, short(node.name || node.more || "", 19)));
+    return svg(
+      "a",
+      {
+        href: href(node),
+        class: `node${kind}`,
+        "data-node": node.address,
+        "aria-current": node.address === picked ? "true" : null,
+      },
+      svg("title", null, words),
+      svg("rect", { x, y, width: NODE.width, height: NODE.height, rx: 7 }),
+      stateSign(node.state, x + 15, y + NODE.height / 2),
+      svg("text", { class: "stage", x: x + 29, y: y + 16 }, node.stage),
+      svg("text", { class: "name", x: x + 29, y: y + 31 }, short(node.name || node.more || "", 19)),
+    );
   });
-  return h("div", { class: "graph", tabindex: "0", role: "region", "aria-label": label },
-    svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": label }, wires, boxes));
+  return h(
+    "div",
+    { class: "graph", tabindex: "0", role: "region", "aria-label": label },
+    svg(
+      "svg",
+      { width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": label },
+      wires,
+      boxes,
+    ),
+  );
 }
 
-// The same nodes folded by stage, where there are too many to draw: one node per stage, which tells how many it stands for.
+// The same nodes folded by stage, where there are too many to draw: one node per stage, which tells how
+// many it stands for.
 export function byStage(nodes) {
   const rank = ["damaged", "running", "partial", "absent", "committed"];
   const of = new Map(nodes.map((node) => [node.address, node.stage]));
   const stages = new Map();
   for (const node of nodes) {
-    if (!stages.has(node.stage)) stages.set(node.stage, { address: node.stage, stage: node.stage, n: 0, states: {}, inputs: {} });
+    if (!stages.has(node.stage))
+      stages.set(node.stage, { address: node.stage, stage: node.stage, n: 0, states: {}, inputs: {} });
     const stage = stages.get(node.stage);
     stage.n += 1;
     stage.states[node.state] = (stage.states[node.state] || 0) + 1;
@@ -118,7 +161,11 @@ export function byStage(nodes) {
     }
   }
   return [...stages.values()].map((stage) => ({
-    ...stage, name: `${stage.n} of it`, state: rank.find((state) => stage.states[state]) || "absent",
-    more: Object.entries(stage.states).map(([state, n]) => `${n} ${state}`).join(", "),
+    ...stage,
+    name: `${stage.n} of it`,
+    state: rank.find((state) => stage.states[state]) || "absent",
+    more: Object.entries(stage.states)
+      .map(([state, n]) => `${n} ${state}`)
+      .join(", "),
   }));
 }

@@ -2,12 +2,17 @@
 //
 // shown:  {width, height} of the whole picture as it is drawn, in any unit of length
 // box:    [x0, y0, x1, y1], the part that the model sees, in fractions of the picture's width and height
-// layout: {prefix, grid: [rows, columns], suffix}; tokens are the prefix, then patches row by row, then the suffix
+// layout: {prefix, grid: [rows, columns], suffix}; tokens: prefix, patches row by row, suffix
 
 // The seen part in the unit of `shown`.
 export function seenRectangle(shown, box) {
   const [x0, y0, x1, y1] = box;
-  return { x: x0 * shown.width, y: y0 * shown.height, width: (x1 - x0) * shown.width, height: (y1 - y0) * shown.height };
+  return {
+    x: x0 * shown.width,
+    y: y0 * shown.height,
+    width: (x1 - x0) * shown.width,
+    height: (y1 - y0) * shown.height,
+  };
 }
 
 // [row, column] of the patch at a point, or null outside the seen part.
@@ -97,8 +102,8 @@ export function writeTokens(tokens) {
   return runs.map(([low, high]) => (low === high ? String(low) : `${low}-${high}`)).join(",");
 }
 
-// Values between the centres of the cells: a grid of rows x columns as height x width values, bilinear; beyond the
-// outermost centres the value is that of the nearest cell.
+// Values between the centres of the cells: a grid of rows x columns as height x width values, bilinear;
+// beyond the outermost centres the value is that of the nearest cell.
 export function smoothed(values, rows, columns, width, height) {
   const out = new Float32Array(width * height);
   for (let y = 0; y < height; y++) {
@@ -109,8 +114,11 @@ export function smoothed(values, rows, columns, width, height) {
       const across = Math.min(columns - 1, Math.max(0, ((x + 0.5) / width) * columns - 0.5));
       const left = Math.floor(across);
       const right = Math.min(columns - 1, left + 1);
-      const upper = values[top * columns + left] * (1 - across + left) + values[top * columns + right] * (across - left);
-      const lower = values[bottom * columns + left] * (1 - across + left) + values[bottom * columns + right] * (across - left);
+      const upper =
+        values[top * columns + left] * (1 - across + left) + values[top * columns + right] * (across - left);
+      const lower =
+        values[bottom * columns + left] * (1 - across + left) +
+        values[bottom * columns + right] * (across - left);
       out[y * width + x] = upper * (1 - down + top) + lower * (down - top);
     }
   }

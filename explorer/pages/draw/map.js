@@ -4,7 +4,12 @@ import { cellAt, seenRectangle, smoothed } from "./geometry.js";
 import { shade, themed } from "./colours.js";
 
 // [value in an address, words].
-export const MAP_MODES = [["heat", "Heat"], ["cells", "Cells"], ["light", "Spotlight"], ["off", "Off"]];
+export const MAP_MODES = [
+  ["heat", "Heat"],
+  ["cells", "Cells"],
+  ["light", "Spotlight"],
+  ["off", "Off"],
+];
 
 const FINEST = 192;
 let unseen = null;
@@ -49,7 +54,8 @@ export function sharesOf(values, layout, max) {
   return shares;
 }
 
-// Sets a canvas to its size on the screen. Returns {context, width, height} in CSS pixels, or null if it has none.
+// Sets a canvas to its size on the screen. Returns {context, width, height} in CSS pixels, or null if it
+// has none.
 export function sized(canvas) {
   const width = canvas.clientWidth;
   const height = canvas.clientHeight;
@@ -69,7 +75,12 @@ export function paintMap(canvas, { values, layout, box, max, mode }) {
   const { context } = place;
   const seen = seenRectangle(place, box);
   if (mode === "off") return;
-  if (seen.x > 0.5 || seen.y > 0.5 || seen.x + seen.width < place.width - 0.5 || seen.y + seen.height < place.height - 0.5) {
+  if (
+    seen.x > 0.5 ||
+    seen.y > 0.5 ||
+    seen.x + seen.width < place.width - 0.5 ||
+    seen.y + seen.height < place.height - 0.5
+  ) {
     unseen = unseen || themed("--unseen");
     context.fillStyle = unseen;
     context.beginPath();
@@ -88,8 +99,13 @@ export function paintMap(canvas, { values, layout, box, max, mode }) {
   const width = Math.min(FINEST, Math.max(columns, Math.round(seen.width)));
   const height = Math.min(FINEST, Math.max(rows, Math.round(seen.height)));
   context.imageSmoothingQuality = "high";
-  context.drawImage(imageOf(smoothed(shares, rows, columns, width, height), width, height, mode),
-    seen.x, seen.y, seen.width, seen.height);
+  context.drawImage(
+    imageOf(smoothed(shares, rows, columns, width, height), width, height, mode),
+    seen.x,
+    seen.y,
+    seen.width,
+    seen.height,
+  );
 }
 
 // Outlines patches: tokens as a set, and one cell that is stronger, on a canvas of its own.
@@ -104,7 +120,12 @@ export function paintChosen(canvas, { tokens, at, layout, box }) {
   const outline = (row, column, colour, thick, inset) => {
     context.strokeStyle = colour;
     context.lineWidth = thick;
-    context.strokeRect(seen.x + column * width + inset, seen.y + row * height + inset, width - 2 * inset, height - 2 * inset);
+    context.strokeRect(
+      seen.x + column * width + inset,
+      seen.y + row * height + inset,
+      width - 2 * inset,
+      height - 2 * inset,
+    );
   };
   const chosen = new Set(tokens);
   const edges = [];
@@ -114,12 +135,16 @@ export function paintChosen(canvas, { tokens, at, layout, box }) {
       if (!chosen.has(token)) continue;
       const [x, y] = [seen.x + column * width, seen.y + row * height];
       if (row === 0 || !chosen.has(token - columns)) edges.push([x, y, x + width, y]);
-      if (row === rows - 1 || !chosen.has(token + columns)) edges.push([x, y + height, x + width, y + height]);
+      if (row === rows - 1 || !chosen.has(token + columns))
+        edges.push([x, y + height, x + width, y + height]);
       if (column === 0 || !chosen.has(token - 1)) edges.push([x, y, x, y + height]);
       if (column === columns - 1 || !chosen.has(token + 1)) edges.push([x + width, y, x + width, y + height]);
     }
   }
-  for (const [colour, thick] of [["#000", 4], ["#fff", 2]]) {
+  for (const [colour, thick] of [
+    ["#000", 4],
+    ["#fff", 2],
+  ]) {
     context.strokeStyle = colour;
     context.lineWidth = thick;
     context.lineCap = "square";

@@ -1,4 +1,5 @@
-// Axes: numbers to 0..1 and back, with ticks. Kinds: linear, log (above 0), symlog (log beyond `linear`, also at 0).
+// Axes: numbers to 0..1 and back, with ticks. Kinds: linear, log (above 0), symlog (log beyond `linear`,
+// also at 0).
 
 import { number } from "../format.js";
 
@@ -13,7 +14,8 @@ function roundTicks(low, high, n) {
   if (!(high > low)) return [low];
   const width = step(high - low, n);
   const ticks = [];
-  for (let i = Math.ceil(low / width - 1e-9); i * width <= high + width * 1e-9; i++) ticks.push(Number((i * width).toPrecision(12)));
+  for (let i = Math.ceil(low / width - 1e-9); i * width <= high + width * 1e-9; i++)
+    ticks.push(Number((i * width).toPrecision(12)));
   return ticks;
 }
 
@@ -47,8 +49,16 @@ export function makeScale(kind, low, high) {
     bottom -= pad;
     top += pad;
   }
-  const forward = { linear: (v) => v, log: (v) => Math.log10(v), symlog: (v) => Math.sign(v) * Math.log10(1 + Math.abs(v)) }[kind];
-  const back = { linear: (t) => t, log: (t) => 10 ** t, symlog: (t) => Math.sign(t) * (10 ** Math.abs(t) - 1) }[kind];
+  const forward = {
+    linear: (v) => v,
+    log: (v) => Math.log10(v),
+    symlog: (v) => Math.sign(v) * Math.log10(1 + Math.abs(v)),
+  }[kind];
+  const back = {
+    linear: (t) => t,
+    log: (t) => 10 ** t,
+    symlog: (t) => Math.sign(t) * (10 ** Math.abs(t) - 1),
+  }[kind];
   const start = forward(bottom);
   const span = forward(top) - start;
   const values = (n) => {
@@ -57,7 +67,9 @@ export function makeScale(kind, low, high) {
     return roundTicks(bottom, top, n);
   };
   return {
-    kind, low: bottom, high: top,
+    kind,
+    low: bottom,
+    high: top,
     to: (value) => (forward(value) - start) / span,
     from: (share) => back(start + share * span),
     ticks: (n) => values(n).map((at) => ({ at, text: tickText(at) })),
@@ -70,7 +82,8 @@ export function rangeOf(values, kind) {
   let high = -Infinity;
   let out = 0;
   for (const value of values) {
-    if (value === null || value === undefined || !Number.isFinite(value) || (kind === "log" && value <= 0)) out++;
+    if (value === null || value === undefined || !Number.isFinite(value) || (kind === "log" && value <= 0))
+      out++;
     else {
       if (value < low) low = value;
       if (value > high) high = value;

@@ -6,6 +6,7 @@ import { tip } from "../parts/controls.js";
 import { CATEGORIES, css, isDark, shadeOnPage, themed } from "./colours.js";
 import { repaint } from "./tile.js";
 import { sized } from "./map.js";
+import { paintAxes, paintLines } from "./axes.js";
 import { makeScale, rangeOf } from "./scales.js";
 
 const SHADES = 48;
@@ -17,22 +18,31 @@ function bucketsOf(spec) {
   const buckets = new Uint8Array(n);
   if (spec.groups) {
     for (let i = 0; i < n; i++) buckets[i] = spec.groups.of[i];
-    return { buckets, colours: spec.groups.names.map((name, i) => spec.groups.colours?.[i] || CATEGORIES[i % 7]), range: null };
+    return {
+      buckets,
+      colours: spec.groups.names.map((name, i) => spec.groups.colours?.[i] || CATEGORIES[i % 7]),
+      range: null,
+    };
   }
   const values = spec.colour ? spec.colour.values : null;
   const [low, high] = values ? rangeOf(values, "linear") : [0, 1];
   for (let i = 0; i < n; i++) {
     const value = values ? values[i] : null;
-    buckets[i] = value === null || Number.isNaN(value) ? SHADES
-      : high > low ? Math.min(SHADES - 1, Math.floor(((value - low) / (high - low)) * SHADES)) : 0;
+    buckets[i] =
+      value === null || Number.isNaN(value)
+        ? SHADES
+        : high > low
+          ? Math.min(SHADES - 1, Math.floor(((value - low) / (high - low)) * SHADES))
+          : 0;
   }
   const colours = Array.from({ length: SHADES }, (_, i) => css(shadeOnPage(i / (SHADES - 1))));
   return { buckets, colours: [...colours, isDark() ? "#7c858d" : "#8a857a"], range: [low, high] };
 }
 
-// A plot with nothing in it. `brushed({x: [low, high], y: [low, high]})`, `pointed(id or null)` and `picked(id)` are
-// called. set() takes {ids, x: {name, values, kind}, y, colour: {name, values} or groups: {of, names, colours}, lit,
-// lines: [{axis, at, text, low: whether its text stands at the low end}], diagonal}. `lit` marks the points that a filter leaves (1) or is null.
+// A plot with nothing in it. `brushed({x: [low, high], y: [low, high]})`, `pointed(id or null)` and
+// `picked(id)` are called. set() takes {ids, x: {name, values, kind}, y, colour: {name, values} or groups:
+// {of, names, colours}, lit, lines: [{axis, at, text, low: whether its text stands at the low end}],
+// diagonal}. `lit` marks the points that a filter leaves (1) or is null.
 export function scatter(label, { brushed, pointed, picked }) {
   const canvas = h("canvas", { role: "img", "aria-label": label });
   const over = h("canvas", { "aria-hidden": "true" });
@@ -46,91 +56,25 @@ export function scatter(label, { brushed, pointed, picked }) {
   let cells = null;
 
   function place(i, area) {
-    return [area.x + axes.x.to(spec.x.values[i]) * area.width, area.y + (1 - axes.y.to(spec.y.values[i])) * area.height];
+    return [
+      area.x + axes.x.to(spec.x.values[i]) * area.width,
+      area.y + (1 - axes.y.to(spec.y.values[i])) * area.height,
+    ];
   }
 
   function areaOf(size) {
-    return { x: EDGE.left, y: EDGE.top, width: Math.max(1, size.width - EDGE.left - EDGE.right),
-      height: Math.max(1, size.height - EDGE.top - EDGE.bottom) };
+    return {
+      x: EDGE.left,
+      y: EDGE.top,
+      width: Math.max(1, size.width - EDGE.left - EDGE.right),
+      height: Math.max(1, size.height - EDGE.top - EDGE.bottom),
+    };
   }
 
   function drawn(i) {
     const [x, y] = [spec.x.values[i], spec.y.values[i]];
     if (x === null || y === null || !Number.isFinite(x) || !Number.isFinite(y)) return false;
     return !(spec.x.kind === "log" && x <= 0) && !(spec.y.kind === "log" && y <= 0);
-  }
-
-  function paintAxes(context, area) {
-    const [ink, soft, line] = [themed("--ink"), themed("--soft"), themed("--line")];
-    context.font = "11px system-ui, sans-serif";
-    context.lineWidth = 1;
-    for (const tick of axes.x.ticks(Math.max(2, area.width / 80))) {
-      const x = Math.round(area.x + axes.x.to(tick.at) * area.width) + 0.5;
-      context.strokeStyle = line;
-      context.beginPath();
-      context.moveTo(x, area.y);
-      context.lineTo(x, area.y + area.height);
-      context.stroke();
-      context.fillStyle = soft;
-      context.textAlign = "center";
-      context.fillText(tick.text, x, area.y + area.height + 14);
-    }
-    for (const tick of axes.y.ticks(Math.max(2, area.height / 50))) {
-      const y = Math.round(area.y + (1 - axes.y.to(tick.at)) * area.height) + 0.5;
-      context.strokeStyle = line;
-      context.beginPath();
-      context.moveTo(area.x, y);
-      context.lineTo(area.x + area.width, y);
-      context.stroke();
-      context.fillStyle = soft;
-      context.textAlign = "right";
-      context.fillText(tick.text, area.x - 6, y + 4);
-    }
-    context.fillStyle = ink;
-    context.textAlign = "center";
-    context.fillText(spec.x.text || words(spec.x.name), area.x + area.width / 2, area.y + area.height + 31);
-    context.save();
-    context.translate(11, area.y + area.height / 2);
-    context.rotate(-Math.PI / 2);
-    context.fillText(spec.y.text || words(spec.y.name), 0, 0);
-    context.restore();
-  }
-
-  function paintLines(context, area) {
-    context.lineWidth = 1.5;
-    context.font = "600 11px system-ui, sans-serif";
-    const colour = themed("--ink");
-    context.strokeStyle = colour;
-    context.fillStyle = colour;
-    for (const line of spec.lines || []) {
-      const share = axes[line.axis].to(line.at);
-      if (!(share >= 0 && share <= 1)) continue;
-      context.setLineDash(line.dash || [5, 4]);
-      context.beginPath();
-      if (line.axis === "x") {
-        const x = area.x + share * area.width;
-        context.moveTo(x, area.y);
-        context.lineTo(x, area.y + area.height);
-        context.textAlign = "left";
-        context.fillText(line.text, line.low ? x - 11 : x + 4, line.low ? area.y + area.height - 5 : area.y + 11);
-      } else {
-        const y = area.y + (1 - share) * area.height;
-        context.moveTo(area.x, y);
-        context.lineTo(area.x + area.width, y);
-        context.textAlign = line.low ? "left" : "right";
-        context.fillText(line.text, line.low ? area.x + 5 : area.x + area.width - 4, line.low ? y + 12 : y - 4);
-      }
-      context.stroke();
-    }
-    if (spec.diagonal) {
-      context.setLineDash([2, 4]);
-      context.strokeStyle = themed("--edge");
-      context.beginPath();
-      context.moveTo(area.x, area.y + area.height);
-      context.lineTo(area.x + area.width, area.y);
-      context.stroke();
-    }
-    context.setLineDash([]);
   }
 
   function paintPoints(context, area) {
@@ -176,14 +120,14 @@ export function scatter(label, { brushed, pointed, picked }) {
     const size = sized(canvas);
     if (!size || !spec) return;
     const area = areaOf(size);
-    paintAxes(size.context, area);
+    paintAxes(size.context, area, axes, spec);
     size.context.save();
     size.context.beginPath();
     size.context.rect(area.x - 4, area.y - 4, area.width + 8, area.height + 8);
     size.context.clip();
     paintPoints(size.context, area);
     size.context.restore();
-    paintLines(size.context, area);
+    paintLines(size.context, area, axes, spec);
     paintOver();
   }
 
@@ -254,7 +198,8 @@ export function scatter(label, { brushed, pointed, picked }) {
       if (pointed) pointed(at < 0 ? null : spec.ids[at]);
     }
     const values = (axis) => `${spec[axis].text || words(spec[axis].name)} ${number(spec[axis].values[at])}`;
-    const third = at >= 0 && spec.colour ? `, ${words(spec.colour.name)} ${number(spec.colour.values[at])}` : "";
+    const third =
+      at >= 0 && spec.colour ? `, ${words(spec.colour.name)} ${number(spec.colour.values[at])}` : "";
     tip(at < 0 ? "" : `latent ${spec.ids[at]}: ${values("x")}, ${values("y")}${third}`, event);
   });
   element.addEventListener("pointerleave", () => tip(""));
@@ -274,15 +219,22 @@ export function scatter(label, { brushed, pointed, picked }) {
     const area = areaOf(size);
     const share = (value, low, length) => Math.min(1, Math.max(0, (value - low) / length));
     const xs = [done.x0, done.x1].sort((a, b) => a - b).map((x) => axes.x.from(share(x, area.x, area.width)));
-    const ys = [done.y1, done.y0].sort((a, b) => b - a).map((y) => axes.y.from(1 - share(y, area.y, area.height)));
+    const ys = [done.y1, done.y0]
+      .sort((a, b) => b - a)
+      .map((y) => axes.y.from(1 - share(y, area.y, area.height)));
     paintOver();
     brushed({ x: xs, y: ys });
   });
 
   function describe() {
     const shown = spec.ids.reduce((n, _, i) => n + (drawn(i) ? 1 : 0), 0);
-    const part = (axis) => `${spec[axis].text || words(spec[axis].name)} from ${number(axes[axis].low)} to ${number(axes[axis].high)}`;
-    canvas.setAttribute("aria-label", `${label}: ${shown} points, ${part("x")} across, ${part("y")} upwards.`);
+    const part = (axis) =>
+      `${spec[axis].text || words(spec[axis].name)} from ${number(axes[axis].low)} to ` +
+      `${number(axes[axis].high)}`;
+    canvas.setAttribute(
+      "aria-label",
+      `${label}: ${shown} points, ${part("x")} across, ${part("y")} upwards.`,
+    );
     return shown;
   }
 
@@ -325,5 +277,12 @@ export function scaleLegend(name, range) {
     context.fillStyle = css(shadeOnPage(x / 119));
     context.fillRect(x, 0, 1, 1);
   }
-  return h("div", { class: "legend" }, h("span", null, words(name)), number(range[0], 3), canvas, number(range[1], 3));
+  return h(
+    "div",
+    { class: "legend" },
+    h("span", null, words(name)),
+    number(range[0], 3),
+    canvas,
+    number(range[1], 3),
+  );
 }

@@ -16,7 +16,12 @@ const sizes = new ResizeObserver((entries) => {
 export function look(address, { width, height, alt, size }) {
   const image = h("img", { src: address, alt, loading: "lazy", decoding: "async", draggable: "false" });
   const canvas = h("canvas", { "aria-hidden": "true" });
-  const element = h("div", { class: `look${Math.max(width, height) < (size || 128) ? " pixels" : ""}` }, image, canvas);
+  const element = h(
+    "div",
+    { class: `look${Math.max(width, height) < (size || 128) ? " pixels" : ""}` },
+    image,
+    canvas,
+  );
   element.style.setProperty("--ratio", `${width} / ${height}`);
   image.addEventListener("error", () => element.classList.add("gone"), { once: true });
   return { element, canvas, image };
@@ -37,21 +42,35 @@ function cellsBeside(layout) {
   return tokens;
 }
 
-// A tile of an image under a view. `example` has image, width, height, box, class_name and what the caption says.
-// Returns {element, set({values, max, mode, truth})}; `values` are those of all tokens, `truth` whether what the image
-// really shows is outlined.
+// A tile of an image under a view. `example` has image, width, height, box, class_name and what the caption
+// says. Returns {element, set({values, max, mode, truth})}; `values` are those of all tokens, `truth`
+// whether what the image really shows is outlined.
 export function tile(view, example, { href, title, detail, map, size, address, note }) {
   const layout = view.layout;
   const name = title || example.class_name || `image ${example.image}`;
-  const seen = look(address || pictureOf(view, example.image, size || 224),
-    { width: example.width, height: example.height, alt: title ? example.class_name || "" : `Image ${example.image}`, size: 128 });
+  const seen = look(address || pictureOf(view, example.image, size || 224), {
+    width: example.width,
+    height: example.height,
+    alt: title ? example.class_name || "" : `Image ${example.image}`,
+    size: 128,
+  });
   const cells = layout ? cellsBeside(layout) : [];
   const beside = cells.map((token) => h("i", { title: tokenName(layout, token), data: { token } }));
-  const frame = h("div", { class: "frame" },
-    beside.length && map !== false ? h("div", { class: "beside", "aria-hidden": "true" }, beside.slice(0, 12)) : null, seen.element);
-  const caption = h("figcaption", null, h("span", { title: name }, name), detail ? h("span", { class: "number" }, detail) : null);
-  const body = href ? h("a", { href }, frame, caption)
-    : h("div", null, frame, caption);
+  const frame = h(
+    "div",
+    { class: "frame" },
+    beside.length && map !== false
+      ? h("div", { class: "beside", "aria-hidden": "true" }, beside.slice(0, 12))
+      : null,
+    seen.element,
+  );
+  const caption = h(
+    "figcaption",
+    null,
+    h("span", { title: name }, name),
+    detail ? h("span", { class: "number" }, detail) : null,
+  );
+  const body = href ? h("a", { href }, frame, caption) : h("div", null, frame, caption);
   const element = h("figure", { class: "tile", data: { image: example.image } }, body, note || null);
   let now = { values: null, max: 0, mode: "off" };
 
@@ -62,7 +81,9 @@ export function tile(view, example, { href, title, detail, map, size, address, n
       const value = now.values ? now.values[Number(cell.dataset.token)] || 0 : 0;
       const share = now.max > 0 ? Math.min(1, value / now.max) : 0;
       cell.style.background = share > 0 && now.mode !== "off" ? css(shade(share)) : "";
-      cell.title = now.values ? `${tokenName(layout, Number(cell.dataset.token))}: ${number(value)}` : cell.title;
+      cell.title = now.values
+        ? `${tokenName(layout, Number(cell.dataset.token))}: ${number(value)}`
+        : cell.title;
     }
   };
   if (layout) {

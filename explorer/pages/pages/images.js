@@ -15,7 +15,13 @@ export async function imagesPage(_, query, view) {
   const classes = view.classes ? await classesOf(view.key) : [];
   const grid = h("div");
   const title = h("span", { class: "soft" });
-  const box = h("input", { type: "number", min: 0, placeholder: "number", "aria-label": "Number of an image", id: "image-number" });
+  const box = h("input", {
+    type: "number",
+    min: 0,
+    placeholder: "number",
+    "aria-label": "Number of an image",
+    id: "image-number",
+  });
   const draw = (chosen) => {
     const one = classes.find((item) => String(item.id) === chosen) || classes[0];
     if (!one) {
@@ -24,21 +30,71 @@ export async function imagesPage(_, query, view) {
     }
     show(grid, get(`class/${view.key}/${one.id}`), ({ images }) => {
       title.textContent = `${images.length} of ${count(one.n_images, "image")}`;
-      return h("div", { class: "tiles" }, images.map((image) => tile(view, image, { map: false,
-        href: makeAddress(["v", view.key, "image", image.image]), detail: String(image.image) }).element));
+      return h(
+        "div",
+        { class: "tiles" },
+        images.map(
+          (image) =>
+            tile(view, image, {
+              map: false,
+              href: makeAddress(["v", view.key, "image", image.image]),
+              detail: String(image.image),
+            }).element,
+        ),
+      );
     });
   };
   draw(query.class);
-  const element = h("div", { class: "stack" },
-    h("div", { class: "head" }, h("div", null, h("h1", null, "Images"), h("p", { class: "lead" }, view.label)), h("span", { class: "gap" }),
-      h("form", { class: "row", onsubmit: (event) => {
-        event.preventDefault();
-        if (box.value !== "") go(["v", view.key, "image", Number(box.value)]);
-      } }, box, h("button", { type: "submit" }, "Open"))),
-    panel("Your own picture", null, upload.element, note(`It is encoded by ${view.backbone} and ${view.sae} on this machine, and kept in the server's memory only.`)),
-    panel(h("header", null, h("h2", null, "Images of a class"), title, h("span", { class: "gap" }),
-      classes.length ? select("class", classes.map((one) => [String(one.id), `${one.name} (${whole(one.n_images)})`]), query.class || String(classes[0].id),
-        (value) => change({ class: value })) : null), null, grid,
-    view.pictures === false && view.pictures_why ? note(view.pictures_why) : null));
+  const element = h(
+    "div",
+    { class: "stack" },
+    h(
+      "div",
+      { class: "head" },
+      h("div", null, h("h1", null, "Images"), h("p", { class: "lead" }, view.label)),
+      h("span", { class: "gap" }),
+      h(
+        "form",
+        {
+          class: "row",
+          onsubmit: (event) => {
+            event.preventDefault();
+            if (box.value !== "") go(["v", view.key, "image", Number(box.value)]);
+          },
+        },
+        box,
+        h("button", { type: "submit" }, "Open"),
+      ),
+    ),
+    panel(
+      "Your own picture",
+      null,
+      upload.element,
+      note(
+        `It is encoded by ${view.backbone} and ${view.sae} on this machine, and kept in the ` +
+          `server's memory only.`,
+      ),
+    ),
+    panel(
+      h(
+        "header",
+        null,
+        h("h2", null, "Images of a class"),
+        title,
+        h("span", { class: "gap" }),
+        classes.length
+          ? select(
+              "class",
+              classes.map((one) => [String(one.id), `${one.name} (${whole(one.n_images)})`]),
+              query.class || String(classes[0].id),
+              (value) => change({ class: value }),
+            )
+          : null,
+      ),
+      null,
+      grid,
+      view.pictures === false && view.pictures_why ? note(view.pictures_why) : null,
+    ),
+  );
   return { element, title: "Images", update: (next) => draw(next.class), close: upload.close };
 }

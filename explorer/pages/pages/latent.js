@@ -4,87 +4,67 @@ import { change, go, here as address, makeAddress } from "../address.js";
 import { fill, h } from "../dom.js";
 import { barList, histogram } from "../draw/bars.js";
 import { MAP_MODES } from "../draw/map.js";
-import { tile } from "../draw/tile.js";
-import { count, number, percent, whole, words } from "../format.js";
+import { count, number, percent, whole } from "../format.js";
 import { onPage } from "../keys.js";
-import { choice, facts, select, table, told } from "../parts/controls.js";
+import { facts, table, told } from "../parts/controls.js";
 import { note, panel, show } from "../parts/states.js";
 import { get } from "../source.js";
-import { columnOf, viewOf } from "../state.js";
+import { columnOf } from "../state.js";
+import { painter, examplesPanel, mode } from "../parts/examples.js";
+import { siblingsPanel } from "../parts/siblings.js";
 
 const FACTS = ["frequency", "n_images", "mean_activation", "max_activation", "label_entropy", "n_classes"];
-
-// Tiles of examples, whose maps come later. {element, tiles: [{image, set}]}.
-function tilesOf(view, examples, latent, detail) {
-  const tiles = examples.map((example) => ({ image: example.image, ...tile(view, example, {
-    href: makeAddress(["v", view.key, "image", example.image], { latents: latent }),
-    detail: detail === undefined ? number(example.activation, 3) : detail(example) }) }));
-  return { element: h("div", { class: "tiles large" }, tiles.map((one) => one.element)), tiles };
-}
-
-// Keeps the maps of many tiles in the mode that is chosen, with or without the ground truth.
-function painter(mode, truth) {
-  const groups = [];
-  let now = { mode, truth };
-  const paint = ({ tiles, maps }) => tiles.forEach((one) => one.set({ values: maps ? maps.maps[one.image] || null : null,
-    max: maps ? maps.max : 0, ...now }));
-  return {
-    add(tiles, maps) {
-      const group = { tiles, maps: null };
-      groups.push(group);
-      paint(group);
-      return maps.then((value) => {
-        group.maps = value;
-        paint(group);
-      });
-    },
-    set(nextMode, nextTruth) {
-      now = { mode: nextMode, truth: nextTruth };
-      groups.forEach(paint);
-    },
-  };
-}
-
-function examplesPanel(view, answer, paint, maps, query) {
-  const top = tilesOf(view, answer.top, answer.latent);
-  const missing = h("p", { class: "note" });
-  const wait = [paint.add(top.tiles, maps)];
-  const groups = answer.examples.map((group) => {
-    const made = tilesOf(view, group.images, answer.latent);
-    wait.push(paint.add(made.tiles, maps));
-    return h("section", { data: { role: "quantile" } }, h("h3", null, group.name, h("span", { class: "soft small" },
-      " of the images that fire it, by activation")), made.element);
-  });
-  Promise.all(wait).catch((error) => {
-    missing.textContent = error.message;
-  });
-  return [
-    panel(h("header", null, h("h2", null, "Top images"), h("span", { class: "soft" }, "largest mean activation over the tokens first"),
-      h("span", { class: "gap" }), view.truth ? h("label", null, h("input", { type: "checkbox", id: "truth", checked: query.truth === "1",
-        onchange: (event) => change({ truth: event.target.checked ? "1" : null }, true) }), "Ground truth") : null, choice("Maps", MAP_MODES, mode(), (value) => change({ map: value === "heat" ? null : value }, true))),
-    { data: { role: "top" } }, answer.top.length ? top.element : note("No image of this split fires the latent: it is dead."), missing,
-    view.pictures === false && view.pictures_why ? note(view.pictures_why) : null),
-    groups.length ? panel("From the middle and below", null, h("div", { class: "stack" }, groups))
-      : answer.top.length ? note("Images from the middle and the low quantiles, the histogram and co-firing latents are in tables of the evaluation `gallery`: add one to the experiment and run it again.") : null,
-  ];
-}
-
-function mode() {
-  return address().query.map || "heat";
-}
 
 function classesPanel(view, answer) {
   if (!answer.classes.length) return null;
   const total = answer.row.n_images;
-  return panel(h("header", null, h("h2", null, "Classes"), h("span", { class: "soft" },
-    `${count(answer.n_classes, "class", "classes")}, entropy ${number(answer.row.label_entropy, 3)}`)), { data: { role: "classes" } },
-  barList(answer.classes.slice(0, 12).map((one) => ({ name: one.name, value: one.n_images, text: `${whole(one.n_images)}`,
-    href: makeAddress(["v", view.key, "class", one.class]),
-    title: `${one.name}: ${count(one.n_images, "image")} fire it, which is ${percent(one.share)} of the class and ${percent(total ? one.n_images / total : 0)} of all that do` }))),
-  answer.classes.length > 12 ? h("details", { class: "small" }, h("summary", null, `${answer.classes.length - 12} more`), table("Classes of the latent",
-    [{ name: "class" }, { name: "n_images", number: true }, { name: "share of the class", number: true }, { name: "mean_activation", number: true }],
-    answer.classes.map((one) => [h("a", { href: makeAddress(["v", view.key, "class", one.class]) }, one.name), whole(one.n_images),
-      percent(one.share), number(one.mean_activation)]))) : null);
+  return panel(
+    h(
+      "header",
+      null,
+      h("h2", null, "Classes"),
+      h(
+        "span",
+        { class: "soft" },
+        `${count(answer.n_classes, "class", "classes")}, entropy ${number(answer.row.label_entropy, 3)}`,
+      ),
+    ),
+    { data: { role: "classes" } },
+    barList(
+      answer.classes.slice(0, 12).map((one) => ({
+        name: one.name,
+        value: one.n_images,
+        text: `${whole(one.n_images)}`,
+        href: makeAddress(["v", view.key, "class", one.class]),
+        title:
+          `${one.name}: ${count(one.n_images, "image")} fire it, which is ` +
+          `${percent(one.share)} of the class and ${percent(total ? one.n_images / total : 0)} of ` +
+          `all that do`,
+      })),
+    ),
+    answer.classes.length > 12
+      ? h(
+          "details",
+          { class: "small" },
+          h("summary", null, `${answer.classes.length - 12} more`),
+          table(
+            "Classes of the latent",
+            [
+              { name: "class" },
+              { name: "n_images", number: true },
+              { name: "share of the class", number: true },
+              { name: "mean_activation", number: true },
+            ],
+            answer.classes.map((one) => [
+              h("a", { href: makeAddress(["v", view.key, "class", one.class]) }, one.name),
+              whole(one.n_images),
+              percent(one.share),
+              number(one.mean_activation),
+            ]),
+          ),
+        )
+      : null,
+  );
 }
 
 function latentLink(view, latent) {
@@ -93,54 +73,88 @@ function latentLink(view, latent) {
 
 function nearPanel(view, answer) {
   const place = h("div");
-  show(place, get(`neighbours/${view.key}/${answer.latent}`), ({ neighbours }) => barList(neighbours.slice(0, 10).map((one) => ({
-    name: `${one.latent}${one.dead ? " (dead)" : ""}`, value: Math.max(0, one.cosine), text: number(one.cosine, 3),
-    href: makeAddress(["v", view.key, "latent", one.latent]), data: { latent: one.latent } })), 1), () => note("The SAE's weights are not in the store."));
-  return panel(h("header", null, h("h2", null, "Nearest decoders"), h("span", { class: "soft" }, "cosine of W_dec rows")), null, place);
+  show(
+    place,
+    get(`neighbours/${view.key}/${answer.latent}`),
+    ({ neighbours }) =>
+      barList(
+        neighbours.slice(0, 10).map((one) => ({
+          name: `${one.latent}${one.dead ? " (dead)" : ""}`,
+          value: Math.max(0, one.cosine),
+          text: number(one.cosine, 3),
+          href: makeAddress(["v", view.key, "latent", one.latent]),
+          data: { latent: one.latent },
+        })),
+        1,
+      ),
+    () => note("The SAE's weights are not in the store."),
+  );
+  return panel(
+    h(
+      "header",
+      null,
+      h("h2", null, "Nearest decoders"),
+      h("span", { class: "soft" }, "cosine of W_dec rows"),
+    ),
+    null,
+    place,
+  );
 }
 
 function cofiringPanel(view, answer) {
   if (!answer.cofiring) return null;
-  return panel(h("header", null, h("h2", null, "Fires together with"), h("span", { class: "soft" }, "on the same tokens")), { data: { role: "cofiring" } },
-    answer.cofiring.length ? table("Co-firing latents", [{ name: "latent" },
-      { name: "jaccard", number: true, title: "Tokens on which both fire, as a share of those on which one of them does." },
-      { name: "lift", number: true, title: "How many times more often they fire together than if they were independent." },
-      { name: "tokens", number: true, title: "Drawn tokens on which both fire." }],
-    answer.cofiring.slice(0, 12).map((one) => [latentLink(view, one.latent), number(one.jaccard, 3), number(one.lift, 3), whole(one.n_both)]))
-      : note("No other latent fires on the same tokens."));
-}
-
-function siblingsPanel(view, answer, query, paint) {
-  if (!answer.siblings.length) return null;
-  const chosen = answer.siblings.find((one) => one.view === query.beside);
-  const names = [...new Set(["frequency", "mean_activation", "label_entropy"])].filter((name) => answer.row[name] !== undefined);
-  const rows = [[h("strong", null, view.label), ...names.map((name) => number(answer.row[name]))], ...answer.siblings.slice(0, 60).map((one) => [
-    h("a", { href: makeAddress(["v", one.view, "latent", answer.latent]) }, one.label || `${one.dataset}, ${one.backbone}`),
-    ...names.map((name) => number(one.row ? one.row[name] : null))])];
-  const beside = h("div");
-  if (chosen) {
-    show(beside, Promise.all([viewOf(chosen.view), get(`latent/${chosen.view}/${answer.latent}`)]), ([other, theirs]) => {
-      const left = tilesOf(view, answer.top.slice(0, 12), answer.latent);
-      const right = tilesOf(other, theirs.top.slice(0, 12), answer.latent);
-      paint.add(left.tiles, get(`maps/${view.key}/${answer.latent}`)).catch(() => null);
-      paint.add(right.tiles, get(`maps/${other.key}/${answer.latent}`)).catch(() => null);
-      return h("div", { class: "halves", data: { role: "beside" } },
-        h("div", null, h("h3", null, view.label), left.element),
-        h("div", null, h("h3", null, h("a", { href: makeAddress(["v", other.key, "latent", answer.latent]) }, other.label)),
-          theirs.top.length ? right.element : note("Dead there: no image fires it.")));
-    });
-  }
-  return panel(h("header", null, h("h2", null, "The same latent elsewhere"), h("span", { class: "soft" }, count(answer.siblings.length, "other view")),
-    h("span", { class: "gap" }), select("side by side with", [["", "none"], ...answer.siblings.map((one) => [one.view, one.label || `${one.dataset}, ${one.backbone}`])],
-      chosen ? chosen.view : "", (value) => change({ beside: value }))), { data: { role: "siblings" } },
-  beside, h("details", { open: !chosen && answer.siblings.length <= 8 }, h("summary", null, "Its numbers there"),
-    table("The same latent in other views", [{ name: "view" }, ...names.map((name) => ({ name, number: true }))], rows)));
+  return panel(
+    h(
+      "header",
+      null,
+      h("h2", null, "Fires together with"),
+      h("span", { class: "soft" }, "on the same tokens"),
+    ),
+    { data: { role: "cofiring" } },
+    answer.cofiring.length
+      ? table(
+          "Co-firing latents",
+          [
+            { name: "latent" },
+            {
+              name: "jaccard",
+              number: true,
+              title: "Tokens on which both fire, as a share of those on which one of them does.",
+            },
+            {
+              name: "lift",
+              number: true,
+              title: "How many times more often they fire together than if they were independent.",
+            },
+            { name: "tokens", number: true, title: "Drawn tokens on which both fire." },
+          ],
+          answer.cofiring
+            .slice(0, 12)
+            .map((one) => [
+              latentLink(view, one.latent),
+              number(one.jaccard, 3),
+              number(one.lift, 3),
+              whole(one.n_both),
+            ]),
+        )
+      : note("No other latent fires on the same tokens."),
+  );
 }
 
 function numbersPanel(view, answer) {
   const entries = Object.entries(answer.row).filter(([name]) => name !== "latent");
-  return panel("All numbers", null, h("dl", { class: "pairs" }, entries.map(([name, value]) => [
-    h("dt", null, told(name, columnOf(view, name)?.sentence)), h("dd", null, number(value))])));
+  return panel(
+    "All numbers",
+    null,
+    h(
+      "dl",
+      { class: "pairs" },
+      entries.map(([name, value]) => [
+        h("dt", null, told(name, columnOf(view, name)?.sentence)),
+        h("dd", null, number(value)),
+      ]),
+    ),
+  );
 }
 
 export async function latentPage({ latent: id }, query, view) {
@@ -155,7 +169,8 @@ export async function latentPage({ latent: id }, query, view) {
     return { map, truth, beside };
   };
   const to = (other) => makeAddress(["v", view.key, "latent", other], keep());
-  const step = (other) => (other === null || other === undefined ? null : go(["v", view.key, "latent", other], keep()));
+  const step = (other) =>
+    other === null || other === undefined ? null : go(["v", view.key, "latent", other], keep());
   onPage(["ArrowRight", "j"], "next latent that fires", () => step(answer.next), { ArrowRight: "→" });
   onPage(["ArrowLeft", "k"], "previous latent that fires", () => step(answer.previous), { ArrowLeft: "←" });
   onPage(["m"], "next way to draw maps", () => {
@@ -163,33 +178,78 @@ export async function latentPage({ latent: id }, query, view) {
     const next = modes[(modes.indexOf(mode()) + 1) % modes.length];
     change({ map: next === "heat" ? null : next }, true);
   });
-  const arrow = (other, sign, text) => (other === null || other === undefined
-    ? h("button", { disabled: true, "aria-label": text }, sign)
-    : h("a", { class: "button", href: to(other), "aria-label": `${text}: latent ${other}`, title: `${text}: ${other}` }, sign));
+  const arrow = (other, sign, text) =>
+    other === null || other === undefined
+      ? h("button", { disabled: true, "aria-label": text }, sign)
+      : h(
+          "a",
+          {
+            class: "button",
+            href: to(other),
+            "aria-label": `${text}: latent ${other}`,
+            title: `${text}: ${other}`,
+          },
+          sign,
+        );
   const beside = h("div");
   const draw = (next) => fill(beside, siblingsPanel(view, answer, next, paint));
   draw(query);
   const name = answer.row.name;
-  const element = h("div", { class: "stack", data: { latent } },
-    h("div", { class: "head" },
-      h("h1", null, `Latent ${latent}`), name ? h("p", { class: "lead" }, String(name)) : null,
+  const element = h(
+    "div",
+    { class: "stack", data: { latent } },
+    h(
+      "div",
+      { class: "head" },
+      h("h1", null, `Latent ${latent}`),
+      name ? h("p", { class: "lead" }, String(name)) : null,
       answer.row.dead ? h("span", { class: "badge bad" }, "dead") : null,
       answer.row.dense ? h("span", { class: "badge warn" }, "dense") : null,
-      h("span", { class: "gap" }), h("span", { class: "soft small" }, `of ${whole(answer.n_latents)}`),
-      arrow(answer.previous, "←", "Previous latent that fires"), arrow(answer.next, "→", "Next latent that fires")),
-    facts(FACTS.filter((column) => column in answer.row).map((column) => [column, number(answer.row[column]), columnOf(view, column)?.sentence])),
-    h("div", { class: "split" },
+      h("span", { class: "gap" }),
+      h("span", { class: "soft small" }, `of ${whole(answer.n_latents)}`),
+      arrow(answer.previous, "←", "Previous latent that fires"),
+      arrow(answer.next, "→", "Next latent that fires"),
+    ),
+    facts(
+      FACTS.filter((column) => column in answer.row).map((column) => [
+        column,
+        number(answer.row[column]),
+        columnOf(view, column)?.sentence,
+      ]),
+    ),
+    h(
+      "div",
+      { class: "split" },
       h("div", { class: "stack" }, examplesPanel(view, answer, paint, maps, query), beside),
-      h("div", { class: "stack" },
-        answer.histogram && answer.histogram.n_tokens.length ? panel("Activations", { data: { role: "histogram" } }, histogram(answer.histogram,
-          `Histogram of the activations of ${whole(answer.row.n_tokens)} tokens, at most ${number(answer.row.max_activation)}`)) : null,
-        classesPanel(view, answer), nearPanel(view, answer), cofiringPanel(view, answer), numbersPanel(view, answer))));
+      h(
+        "div",
+        { class: "stack" },
+        answer.histogram && answer.histogram.n_tokens.length
+          ? panel(
+              "Activations",
+              { data: { role: "histogram" } },
+              histogram(
+                answer.histogram,
+                `Histogram of the activations of ${whole(answer.row.n_tokens)} tokens, at most ` +
+                  `${number(answer.row.max_activation)}`,
+              ),
+            )
+          : null,
+        classesPanel(view, answer),
+        nearPanel(view, answer),
+        cofiringPanel(view, answer),
+        numbersPanel(view, answer),
+      ),
+    ),
+  );
   let last = query;
   return {
-    element, title: `Latent ${latent}`,
+    element,
+    title: `Latent ${latent}`,
     update(next) {
       paint.set(next.map || "heat", next.truth === "1");
-      for (const button of element.querySelectorAll("[data-role=top] .choice button")) button.setAttribute("aria-pressed", String(button.dataset.value === (next.map || "heat")));
+      for (const button of element.querySelectorAll("[data-role=top] .choice button"))
+        button.setAttribute("aria-pressed", String(button.dataset.value === (next.map || "heat")));
       if ((next.beside || "") !== (last.beside || "")) draw(next);
       last = next;
     },

@@ -2,25 +2,26 @@
 
 import { change, go, makeAddress } from "../address.js";
 import { fill, h, later, say } from "../dom.js";
-import { scaleLegend, scatter } from "../draw/scatter.js";
-import { kindFor } from "../draw/scales.js";
 import { count, number, whole, words } from "../format.js";
 import { onPage } from "../keys.js";
-import { select } from "../parts/controls.js";
-import { chip, columnOptions, filters } from "../parts/filters.js";
+import { chip, filters } from "../parts/filters.js";
 import { preview } from "../parts/preview.js";
 import { plainCell, sheet } from "../parts/sheet.js";
-import { note, panel, wrong } from "../parts/states.js";
-import { columnOfLatents, latentRows, litBy } from "../rows.js";
+import { note } from "../parts/states.js";
+import { latentRows } from "../rows.js";
 import { isReport } from "../source.js";
 import { classesOf, columnOf } from "../state.js";
-import { parseWhere, writeWhere } from "../where.js";
+import { plotOf } from "../parts/latent_map.js";
 
-const FIRST = ["name", "n_images", "frequency", "mean_activation", "max_activation", "label_entropy", "n_classes"];
-
-function isNumber(column) {
-  return /int|float|decimal/i.test(column.type);
-}
+const FIRST = [
+  "name",
+  "n_images",
+  "frequency",
+  "mean_activation",
+  "max_activation",
+  "label_entropy",
+  "n_classes",
+];
 
 function sortOf(query) {
   return query.sort || (query.words ? "-word_score" : query.class ? "-class_n_images" : "");
@@ -28,96 +29,103 @@ function sortOf(query) {
 
 function shownColumns(view, query) {
   const all = view.columns.map((column) => column.name);
-  const chosen = query.columns ? query.columns.split(",").filter((name) => all.includes(name)) : FIRST.filter((name) => all.includes(name));
+  const chosen = query.columns
+    ? query.columns.split(",").filter((name) => all.includes(name))
+    : FIRST.filter((name) => all.includes(name));
   return chosen.filter((name) => name !== "latent");
 }
 
 function columnPicker(view, query) {
   const shown = new Set(shownColumns(view, query));
-  const boxes = view.columns.filter((column) => column.name !== "latent").map((column) =>
-    h("label", null, h("input", { type: "checkbox", checked: shown.has(column.name), onchange: (event) => {
-      if (event.target.checked) shown.add(column.name);
-      else shown.delete(column.name);
-      change({ columns: view.columns.map((one) => one.name).filter((name) => shown.has(name)).join(",") || "latent" }, true);
-    } }), h("span", null, words(column.name), column.table && column.table !== "latents" ? h("span", { class: "soft" }, ` (${words(column.table)})`) : null),
-    h("small", null, column.sentence)));
-  return h("details", { class: "drop" }, h("summary", null, "Columns"), h("div", { class: "columns" }, boxes));
+  const boxes = view.columns
+    .filter((column) => column.name !== "latent")
+    .map((column) =>
+      h(
+        "label",
+        null,
+        h("input", {
+          type: "checkbox",
+          checked: shown.has(column.name),
+          onchange: (event) => {
+            if (event.target.checked) shown.add(column.name);
+            else shown.delete(column.name);
+            change(
+              {
+                columns:
+                  view.columns
+                    .map((one) => one.name)
+                    .filter((name) => shown.has(name))
+                    .join(",") || "latent",
+              },
+              true,
+            );
+          },
+        }),
+        h(
+          "span",
+          null,
+          words(column.name),
+          column.table && column.table !== "latents"
+            ? h("span", { class: "soft" }, ` (${words(column.table)})`)
+            : null,
+        ),
+        h("small", null, column.sentence),
+      ),
+    );
+  return h(
+    "details",
+    { class: "drop" },
+    h("summary", null, "Columns"),
+    h("div", { class: "columns" }, boxes),
+  );
 }
 
 function searches(view, query) {
   const list = h("datalist", { id: "class-names" });
   const byName = new Map();
   if (view.classes) {
-    classesOf(view.key).then((classes) => fill(list, classes.map((one) => {
-      byName.set(one.name, one.id);
-      return h("option", { value: one.name });
-    })), () => null);
+    classesOf(view.key).then(
+      (classes) =>
+        fill(
+          list,
+          classes.map((one) => {
+            byName.set(one.name, one.id);
+            return h("option", { value: one.name });
+          }),
+        ),
+      () => null,
+    );
   }
-  const klass = h("input", { list: "class-names", placeholder: "Class", "aria-label": "Latents of a class", autocomplete: "off", onchange: () => {
-    const text = klass.value.trim();
-    if (byName.has(text)) change({ class: byName.get(text) });
-    else if (text) say("No class is called that.");
-  } });
-  const form = view.words && !isReport() ? h("form", { onsubmit: (event) => {
-    event.preventDefault();
-    change({ words: event.target.elements.words.value.trim(), sort: null });
-  } }, h("input", { name: "words", value: query.words || "", placeholder: "Words, such as “red circle”", "aria-label": "Latents by words" })) : null;
-  return [view.classes ? [klass, list] : null, form];
-}
-
-// The plot and its choices. {element, set(query), point(latent)}.
-function plotOf(view, pointed) {
-  const columns = view.columns.filter(isNumber);
-  const names = columns.map((column) => column.name);
-  const pick = (query, name, otherwise) => (names.includes(query[name]) ? query[name] : names.includes(otherwise) ? otherwise : names[0]);
-  const legend = h("div");
-  const text = h("p", { class: "note" });
-  const axes = h("div", { class: "axes" });
-  let now = null;
-  let where = "";
-  let turn = 0;
-
-  const plot = scatter("Latents", {
-    brushed({ x, y }) {
-      const four = (value) => Number(value.toPrecision(4));
-      const rest = parseWhere(where).filter((one) => one.column !== now.x && one.column !== now.y);
-      const edges = [[now.x, x], [now.y, y]].flatMap(([column, [low, high]]) => [
-        { column, op: ">=", value: four(low) }, { column, op: "<=", value: four(high) }]);
-      change({ where: writeWhere([...rest, ...edges]) });
+  const klass = h("input", {
+    list: "class-names",
+    placeholder: "Class",
+    "aria-label": "Latents of a class",
+    autocomplete: "off",
+    onchange: () => {
+      const text = klass.value.trim();
+      if (byName.has(text)) change({ class: byName.get(text) });
+      else if (text) say("No class is called that.");
     },
-    pointed,
-    picked: (latent) => go(["v", view.key, "latent", latent]),
   });
-  const body = h("div", null, plot.element);
-  const element = panel(h("header", null, h("h2", null, "Map of latents"), h("span", { class: "gap" }), axes), { data: { role: "scatter" } },
-    body, legend, text);
-
-  async function set(query) {
-    const mine = ++turn;
-    where = query.where || "";
-    const next = { x: pick(query, "x", "frequency"), y: pick(query, "y", "mean_activation"), color: pick(query, "color", "label_entropy") };
-    try {
-      if (!now || JSON.stringify(next) !== JSON.stringify(now)) {
-        now = next;
-        const options = columnOptions(columns);
-        fill(axes, select("across", options, next.x, (value) => change({ x: value }, true)),
-          select("upwards", options, next.y, (value) => change({ y: value }, true)),
-          select("colour", options, next.color, (value) => change({ color: value }, true)));
-        const [x, y, colour] = await Promise.all([next.x, next.y, next.color].map((name) => columnOfLatents(view.key, name)));
-        if (mine !== turn) return;
-        const said = plot.set({ ids: x.map((_, i) => i), x: { name: next.x, values: x, kind: kindFor(x) },
-          y: { name: next.y, values: y, kind: kindFor(y) }, colour: { name: next.color, values: colour } });
-        fill(legend, scaleLegend(next.color, said.range));
-        const out = x.length - said.shown;
-        text.textContent = `Drag a rectangle to filter the table.${out ? ` ${count(out, "latent")} with a zero or missing value ${out === 1 ? "has" : "have"} no place on these axes.` : ""}`;
-      }
-      const lit = await litBy(view.key, query, view.n_latents);
-      if (mine === turn) plot.light(lit);
-    } catch (error) {
-      if (mine === turn) fill(legend, wrong(error));
-    }
-  }
-  return { element, set, point: plot.point };
+  const form =
+    view.words && !isReport()
+      ? h(
+          "form",
+          {
+            onsubmit: (event) => {
+              event.preventDefault();
+              change({ words: event.target.elements.words.value.trim(), sort: null });
+            },
+          },
+          h("input", {
+            name: "words",
+            value: query.words || "",
+            placeholder: "Words, such as “red circle”",
+            "aria-label": "Latents by words",
+          }),
+        )
+      : null;
+  return [view.classes ? [klass, list] : null, form];
 }
 
 export async function latentsPage({ view: key }, firstQuery, view) {
@@ -133,17 +141,32 @@ export async function latentsPage({ view: key }, firstQuery, view) {
 
   const about = (name) => {
     const column = columnOf(view, name);
-    const sentences = { latent: "Number of the latent.", word_score: "Cosine of the latent's direction and the words' text embedding." };
-    return { title: column ? column.sentence : sentences[name] || `${words(name.replace(/^class_/, ""))} in the chosen class`,
-      number: name !== "name" && (!column || !/string|bool|categorical/i.test(column.type)) };
+    const sentences = {
+      latent: "Number of the latent.",
+      word_score: "Cosine of the latent's direction and the words' text embedding.",
+    };
+    return {
+      title: column
+        ? column.sentence
+        : sentences[name] || `${words(name.replace(/^class_/, ""))} in the chosen class`,
+      number: name !== "name" && (!column || !/string|bool|categorical/i.test(column.type)),
+    };
   };
   const rows = sheet("Latents", {
     id: "latents",
-    load: (offset, limit) => latentRows(key, { where: query.where, sort: sortOf(query), offset, limit, class: query.class, words: query.words },
-      shownColumns(view, query)),
-    cell: (name, value) => (name === "latent" ? h("a", { href: makeAddress(["v", key, "latent", value]) }, String(value)) : plainCell(value)),
+    load: (offset, limit) =>
+      latentRows(
+        key,
+        { where: query.where, sort: sortOf(query), offset, limit, class: query.class, words: query.words },
+        shownColumns(view, query),
+      ),
+    cell: (name, value) =>
+      name === "latent"
+        ? h("a", { href: makeAddress(["v", key, "latent", value]) }, String(value))
+        : plainCell(value),
     head: about,
-    sorted: (name) => change({ sort: sortOf(query) === `-${name}` ? name : query.sort === name ? null : `-${name}` }),
+    sorted: (name) =>
+      change({ sort: sortOf(query) === `-${name}` ? name : query.sort === name ? null : `-${name}` }),
     pointed: (row) => {
       plot.point(row ? row[0] : null);
       if (row) pointed(row[0]);
@@ -160,7 +183,10 @@ export async function latentsPage({ view: key }, firstQuery, view) {
       } catch {
         // The number says it too.
       }
-      list.push(chip(`class: ${name}`, () => change({ class: null })), h("a", { href: makeAddress(["v", key, "class", query.class]) }, "Page of this class"));
+      list.push(
+        chip(`class: ${name}`, () => change({ class: null })),
+        h("a", { href: makeAddress(["v", key, "class", query.class]) }, "Page of this class"),
+      );
     }
     if (query.words) list.push(chip(`words: ${query.words}`, () => change({ words: null })));
     fill(extra, list);
@@ -171,7 +197,8 @@ export async function latentsPage({ view: key }, firstQuery, view) {
     query = next;
     const same = (...names) => names.every((name) => (last[name] || "") === (next[name] || ""));
     filter.set(query.where);
-    if (!same("columns", "words") || !tools.hasChildNodes()) fill(tools, filter.builder, searches(view, query), columnPicker(view, query));
+    if (!same("columns", "words") || !tools.hasChildNodes())
+      fill(tools, filter.builder, searches(view, query), columnPicker(view, query));
     plot.set(query);
     chips();
     const asks = !same("where", "sort", "class", "words", "columns") || !told.textContent;
@@ -180,8 +207,11 @@ export async function latentsPage({ view: key }, firstQuery, view) {
     try {
       const first = await rows.refresh(sortOf(query));
       if (first) {
-        told.textContent = first.n_matched === first.n_latents ? count(first.n_latents, "latent")
-          : `${whole(first.n_matched)} of ${count(first.n_latents, "latent")} (${number((100 * first.n_matched) / first.n_latents, 3)} %)`;
+        told.textContent =
+          first.n_matched === first.n_latents
+            ? count(first.n_latents, "latent")
+            : `${whole(first.n_matched)} of ${count(first.n_latents, "latent")} ` +
+              `(${number((100 * first.n_matched) / first.n_latents, 3)} %)`;
         small.suggest(first.rows[0] ? first.rows[0][0] : null);
       }
     } catch {
@@ -191,12 +221,31 @@ export async function latentsPage({ view: key }, firstQuery, view) {
 
   onPage(["j", "ArrowDown"], "next row", () => rows.step(1), { ArrowDown: "↓" });
   onPage(["k", "ArrowUp"], "previous row", () => rows.step(-1), { ArrowUp: "↑" });
-  onPage(["Enter"], "open the latent of the row", () => (document.activeElement.closest("a, button, summary") ? false : rows.open()));
+  onPage(["Enter"], "open the latent of the row", () =>
+    document.activeElement.closest("a, button, summary") ? false : rows.open(),
+  );
   const ready = update(firstQuery);
-  const element = h("div", { class: "stack" },
-    h("div", { class: "head" }, h("div", null, h("h1", null, "Latents"), told), h("span", { class: "gap" }), tools),
-    filter.chips, extra,
-    h("div", { class: "split wide" }, h("div", { class: "fillup" }, rows.element), h("div", { class: "stack" }, plot.element, small.element)),
-    isReport() ? note("This report filters and sorts in the browser. Search by words needs `patchsae explore`.") : null);
+  const element = h(
+    "div",
+    { class: "stack" },
+    h(
+      "div",
+      { class: "head" },
+      h("div", null, h("h1", null, "Latents"), told),
+      h("span", { class: "gap" }),
+      tools,
+    ),
+    filter.chips,
+    extra,
+    h(
+      "div",
+      { class: "split wide" },
+      h("div", { class: "fillup" }, rows.element),
+      h("div", { class: "stack" }, plot.element, small.element),
+    ),
+    isReport()
+      ? note("This report filters and sorts in the browser. Search by words needs `patchsae explore`.")
+      : null,
+  );
   return { element, title: "Latents", update, ready };
 }

@@ -17,14 +17,42 @@ export async function saePage({ sae: key }) {
   const curve = sae.training || sae.objective !== "imported" ? trainingCurves(sae) : null;
   return {
     title: sae.name,
-    element: h("div", { class: "stack" },
-      h("div", { class: "head" }, h("div", null, h("h1", null, sae.name), h("p", { class: "lead mono" }, sae.key))),
-      facts([["objective", words(sae.objective || "–")], ["latents", whole(sae.n_latents)], ["channels", whole(sae.d)],
-        ["images", sae.dataset || "–"], ["backbone", sae.backbone || "–"]], { class: "facts small" }),
-      panel("Its latents", null, views.length ? h("ul", null, views.map((view) => h("li", null,
-        h("a", { href: makeAddress(["v", view.key, "latents"]) }, view.label))))
-        : empty("No statistics of this SAE are there.", "Add an evaluation of kind `statistics` that names it, and run the experiment.")),
-      curve ? panel("Training", null, curve.element) : null),
+    element: h(
+      "div",
+      { class: "stack" },
+      h(
+        "div",
+        { class: "head" },
+        h("div", null, h("h1", null, sae.name), h("p", { class: "lead mono" }, sae.key)),
+      ),
+      facts(
+        [
+          ["objective", words(sae.objective || "–")],
+          ["latents", whole(sae.n_latents)],
+          ["channels", whole(sae.d)],
+          ["images", sae.dataset || "–"],
+          ["backbone", sae.backbone || "–"],
+        ],
+        { class: "facts small" },
+      ),
+      panel(
+        "Its latents",
+        null,
+        views.length
+          ? h(
+              "ul",
+              null,
+              views.map((view) =>
+                h("li", null, h("a", { href: makeAddress(["v", view.key, "latents"]) }, view.label)),
+              ),
+            )
+          : empty(
+              "No statistics of this SAE are there.",
+              "Add an evaluation of kind `statistics` that names it, and run the experiment.",
+            ),
+      ),
+      curve ? panel("Training", null, curve.element) : null,
+    ),
     close: () => curve && curve.close(),
   };
 }

@@ -8,8 +8,12 @@ const SIGNS = { "<": "<", "<=": "≤", ">": ">", ">=": "≥", "=": "=", "!=": "�
 
 // One chip: text and what removes it.
 export function chip(text, remove, data) {
-  return h("span", { class: "chip", data }, text,
-    h("button", { type: "button", "aria-label": `Remove ${text}`, onclick: remove }, "×"));
+  return h(
+    "span",
+    { class: "chip", data },
+    text,
+    h("button", { type: "button", "aria-label": `Remove ${text}`, onclick: remove }, "×"),
+  );
 }
 
 function isText(column) {
@@ -43,7 +47,14 @@ export function filters(columns, changed) {
   const column = h("select", { "aria-label": "Column", data: { role: "filter-column" } });
   for (const option of columnOptions(columns)) {
     if (Array.isArray(option)) column.append(h("option", { value: option[0] }, option[1]));
-    else column.append(h("optgroup", { label: option.group }, option.options.map(([v, t]) => h("option", { value: v }, t))));
+    else
+      column.append(
+        h(
+          "optgroup",
+          { label: option.group },
+          option.options.map(([v, t]) => h("option", { value: v }, t)),
+        ),
+      );
   }
   const op = h("select", { "aria-label": "Comparison", data: { role: "filter-op" } });
   const value = h("input", { "aria-label": "Value", placeholder: "value", data: { role: "filter-value" } });
@@ -51,39 +62,86 @@ export function filters(columns, changed) {
   const fit = () => {
     const one = columns.find((item) => item.name === column.value);
     const signs = isText(one) ? ["~", "=", "!="] : isBoolean(one) ? ["="] : [">", ">=", "<", "<=", "=", "!="];
-    fill(op, signs.map((sign) => h("option", { value: sign }, SIGNS[sign])));
+    fill(
+      op,
+      signs.map((sign) => h("option", { value: sign }, SIGNS[sign])),
+    );
     value.placeholder = isBoolean(one) ? "true or false" : isText(one) ? "text" : "number or null";
     meaning.textContent = one ? one.sentence || "" : "";
   };
   column.addEventListener("change", fit);
   fit();
-  const builder = h("form", { class: "filter", onsubmit: (event) => {
-    event.preventDefault();
-    const text = value.value.trim();
-    if (!text) return;
-    apply([...parseWhere(where), { column: column.value, op: op.value, value: text }]);
-    value.value = "";
-  } }, column, op, value, h("button", { type: "submit" }, "Add"));
+  const builder = h(
+    "form",
+    {
+      class: "filter",
+      onsubmit: (event) => {
+        event.preventDefault();
+        const text = value.value.trim();
+        if (!text) return;
+        apply([...parseWhere(where), { column: column.value, op: op.value, value: text }]);
+        value.value = "";
+      },
+    },
+    column,
+    op,
+    value,
+    h("button", { type: "submit" }, "Add"),
+  );
 
-  const text = h("input", { class: "long", "aria-label": "Conditions as text", spellcheck: "false",
-    placeholder: "frequency>0.01;dead=false" });
-  const written = h("form", { class: "filter", onsubmit: (event) => {
-    event.preventDefault();
-    fault.textContent = faultOf(text.value, names) || "";
-    if (!fault.textContent) changed(writeWhere(parseWhere(text.value)));
-  } }, text, h("button", { type: "submit" }, "Apply"));
+  const text = h("input", {
+    class: "long",
+    "aria-label": "Conditions as text",
+    spellcheck: "false",
+    placeholder: "frequency>0.01;dead=false",
+  });
+  const written = h(
+    "form",
+    {
+      class: "filter",
+      onsubmit: (event) => {
+        event.preventDefault();
+        fault.textContent = faultOf(text.value, names) || "";
+        if (!fault.textContent) changed(writeWhere(parseWhere(text.value)));
+      },
+    },
+    text,
+    h("button", { type: "submit" }, "Apply"),
+  );
 
   return {
     chips,
-    builder: h("details", { class: "drop left" }, h("summary", null, "Filter"),
-      h("div", { class: "stack" }, builder, meaning, h("label", { class: "stack" }, "or as text"), written, fault)),
+    builder: h(
+      "details",
+      { class: "drop left" },
+      h("summary", null, "Filter"),
+      h(
+        "div",
+        { class: "stack" },
+        builder,
+        meaning,
+        h("label", { class: "stack" }, "or as text"),
+        written,
+        fault,
+      ),
+    ),
     set(next) {
       where = next || "";
       text.value = where;
       const conditions = parseWhere(where);
-      fill(chips, conditions.map((one, i) => chip(`${words(one.column)} ${SIGNS[one.op]} ${one.value}`,
-        () => apply(conditions.filter((_, j) => j !== i)), { condition: `${one.column}${one.op}${one.value}` })),
-      conditions.length > 1 ? h("button", { type: "button", class: "plain", onclick: () => apply([]) }, "Remove all") : null);
+      fill(
+        chips,
+        conditions.map((one, i) =>
+          chip(
+            `${words(one.column)} ${SIGNS[one.op]} ${one.value}`,
+            () => apply(conditions.filter((_, j) => j !== i)),
+            { condition: `${one.column}${one.op}${one.value}` },
+          ),
+        ),
+        conditions.length > 1
+          ? h("button", { type: "button", class: "plain", onclick: () => apply([]) }, "Remove all")
+          : null,
+      );
     },
   };
 }

@@ -17,33 +17,83 @@ async function tilesOf(place, view, latent) {
       fill(place, note("No image fires it."));
       return;
     }
-    const tiles = examples.map((example) => tile(view, example, { href: makeAddress(["v", view.key, "image", example.image], { latents: latent }),
-      detail: number(example.activation, 2), size: 96 }));
-    fill(place, h("div", { class: "tiles few" }, tiles.map((one) => one.element)));
-    const maps = await get(`maps/${view.key}/${latent}`, isReport() ? null : { images: examples.map((one) => one.image).join(",") });
-    examples.forEach((example, i) => tiles[i].set({ values: maps.maps[example.image] || null, max: maps.max, mode: "heat" }));
+    const tiles = examples.map((example) =>
+      tile(view, example, {
+        href: makeAddress(["v", view.key, "image", example.image], { latents: latent }),
+        detail: number(example.activation, 2),
+        size: 96,
+      }),
+    );
+    fill(
+      place,
+      h(
+        "div",
+        { class: "tiles few" },
+        tiles.map((one) => one.element),
+      ),
+    );
+    const maps = await get(
+      `maps/${view.key}/${latent}`,
+      isReport() ? null : { images: examples.map((one) => one.image).join(",") },
+    );
+    examples.forEach((example, i) =>
+      tiles[i].set({ values: maps.maps[example.image] || null, max: maps.max, mode: "heat" }),
+    );
   } catch (error) {
     fill(place, error.status === 404 ? note(error.message) : wrong(error));
   }
 }
 
-const watch = new IntersectionObserver((entries) => {
-  for (const entry of entries) {
-    if (!entry.isIntersecting) continue;
-    watch.unobserve(entry.target);
-    loaders.get(entry.target)?.();
-  }
-}, { rootMargin: "200px" });
+const watch = new IntersectionObserver(
+  (entries) => {
+    for (const entry of entries) {
+      if (!entry.isIntersecting) continue;
+      watch.unobserve(entry.target);
+      loaders.get(entry.target)?.();
+    }
+  },
+  { rootMargin: "200px" },
+);
+
 const loaders = new WeakMap();
 
-// `sides`: [{view, latent, title}], two of them; `title` of the whole and what stands under it. A view may be null.
+// `sides`: [{view, latent, title}], two of them; `title` of the whole and what stands under it. A view may
+// be null.
 export function latentPair(title, detail, sides) {
   const places = sides.map(() => h("div", { css: { "min-height": "96px" } }));
-  const element = h("section", { class: "stack", data: { latent: sides[0].latent } }, h("div", { class: "row" }, h("h3", null, title), h("span", { class: "soft small" }, detail)),
-    h("div", { class: "halves" }, sides.map((side, i) => h("div", null,
-      h("p", { class: "small" }, side.view ? h("a", { href: makeAddress(["v", side.view.key, "latent", side.latent]) }, side.title) : side.title), places[i]))));
-  loaders.set(element, () => sides.forEach((side, i) => (side.view ? tilesOf(places[i], side.view, side.latent)
-    : fill(places[i], note("Statistics of this side are not in the store: add an evaluation of kind `statistics`.")))));
+  const element = h(
+    "section",
+    { class: "stack", data: { latent: sides[0].latent } },
+    h("div", { class: "row" }, h("h3", null, title), h("span", { class: "soft small" }, detail)),
+    h(
+      "div",
+      { class: "halves" },
+      sides.map((side, i) =>
+        h(
+          "div",
+          null,
+          h(
+            "p",
+            { class: "small" },
+            side.view
+              ? h("a", { href: makeAddress(["v", side.view.key, "latent", side.latent]) }, side.title)
+              : side.title,
+          ),
+          places[i],
+        ),
+      ),
+    ),
+  );
+  loaders.set(element, () =>
+    sides.forEach((side, i) =>
+      side.view
+        ? tilesOf(places[i], side.view, side.latent)
+        : fill(
+            places[i],
+            note("Statistics of this side are not in the store: add an evaluation of kind `statistics`."),
+          ),
+    ),
+  );
   watch.observe(element);
   return element;
 }

@@ -1,5 +1,5 @@
-// The large picture: a map on it, patches that can be clicked, dragged over and walked with the arrow keys, and the
-// tokens beside the grid as buttons.
+// The large picture: a map on it, patches that can be clicked, dragged over and walked with the arrow keys,
+// and the tokens beside the grid as buttons.
 
 import { fill, h, say } from "../dom.js";
 import { css, shade } from "../draw/colours.js";
@@ -11,8 +11,8 @@ import { tip } from "./controls.js";
 
 const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 
-// `image`: {width, height, box}; `choose(tokens)` is called with the patches that were clicked or dragged over.
-// Returns {element, set({values, max, mode, tokens}), overlay(address or null)}.
+// `image`: {width, height, box}; `choose(tokens)` is called with the patches that were clicked or dragged
+// over. Returns {element, set({values, max, mode, tokens}), overlay(address or null)}.
 export function picture(image, layout, address, { choose, name }) {
   const seen = look(address, { width: image.width, height: image.height, alt: name });
   const frame = seen.element;
@@ -23,12 +23,17 @@ export function picture(image, layout, address, { choose, name }) {
   let drag = null;
   const outside = h("div", { class: "outside" });
   const element = h("div", { class: "stage" }, outside, h("div", { class: "picture" }, frame));
-  if (image.width < image.height) frame.parentElement.style.maxWidth = `${Math.round((640 * image.width) / image.height)}px`;
+  if (image.width < image.height)
+    frame.parentElement.style.maxWidth = `${Math.round((640 * image.width) / image.height)}px`;
 
   if (layout) {
     Object.assign(frame, { tabIndex: 0 });
     frame.setAttribute("role", "application");
-    frame.setAttribute("aria-label", `${name}. ${layout.grid[0]} by ${layout.grid[1]} patches: arrow keys move, Shift and arrows extend, Enter chooses.`);
+    frame.setAttribute(
+      "aria-label",
+      `${name}. ${layout.grid[0]} by ${layout.grid[1]} patches: arrow keys move, Shift and arrows ` +
+        `extend, Enter chooses.`,
+    );
   }
 
   const valueOf = (token) => (state.values ? `: ${number(state.values[token] || 0)}` : "");
@@ -36,15 +41,32 @@ export function picture(image, layout, address, { choose, name }) {
   function paintBeside() {
     const [rows, columns] = layout.grid;
     const last = layout.prefix + rows * columns;
-    const tokens = [...Array(layout.prefix).keys(), ...Array.from({ length: layout.suffix || 0 }, (_, i) => last + i)];
+    const tokens = [
+      ...Array(layout.prefix).keys(),
+      ...Array.from({ length: layout.suffix || 0 }, (_, i) => last + i),
+    ];
     const held = document.activeElement && document.activeElement.dataset.token;
-    fill(outside, tokens.map((token) => {
-      const share = state.values && state.max > 0 ? Math.min(1, (state.values[token] || 0) / state.max) : 0;
-      return h("button", { type: "button", "aria-pressed": String(state.tokens.includes(token)), data: { token },
-        title: `${tokenName(layout, token)} (token ${token})${valueOf(token)}`, onclick: (event) => pick([token], event.shiftKey) },
-      h("span", { class: "swatch", css: { background: share > 0 && state.mode !== "off" ? css(shade(share)) : "transparent" } }),
-      tokenName(layout, token));
-    }));
+    fill(
+      outside,
+      tokens.map((token) => {
+        const share = state.values && state.max > 0 ? Math.min(1, (state.values[token] || 0) / state.max) : 0;
+        return h(
+          "button",
+          {
+            type: "button",
+            "aria-pressed": String(state.tokens.includes(token)),
+            data: { token },
+            title: `${tokenName(layout, token)} (token ${token})${valueOf(token)}`,
+            onclick: (event) => pick([token], event.shiftKey),
+          },
+          h("span", {
+            class: "swatch",
+            css: { background: share > 0 && state.mode !== "off" ? css(shade(share)) : "transparent" },
+          }),
+          tokenName(layout, token),
+        );
+      }),
+    );
     if (held) outside.querySelector(`[data-token="${held}"]`)?.focus();
     outside.hidden = !tokens.length;
   }
@@ -57,7 +79,8 @@ export function picture(image, layout, address, { choose, name }) {
   }
 
   function pick(tokens, more) {
-    const same = tokens.length === state.tokens.length && tokens.every((token) => state.tokens.includes(token));
+    const same =
+      tokens.length === state.tokens.length && tokens.every((token) => state.tokens.includes(token));
     if (more) choose([...new Set([...state.tokens, ...tokens])]);
     else choose(same ? [] : tokens);
   }
@@ -81,7 +104,12 @@ export function picture(image, layout, address, { choose, name }) {
         paint();
       }
       frame.dataset.token = token === null ? "" : String(token);
-      tip(token === null ? "outside of what the model sees" : `${tokenName(layout, token)} (token ${token})${valueOf(token)}`, event);
+      tip(
+        token === null
+          ? "outside of what the model sees"
+          : `${tokenName(layout, token)} (token ${token})${valueOf(token)}`,
+        event,
+      );
     });
     frame.addEventListener("pointerleave", () => tip(""));
     frame.addEventListener("pointerup", () => {

@@ -23,18 +23,38 @@ export function preview(view) {
       const answer = await get(`latent/${view.key}/${latent}`);
       if (now !== latent) return;
       const examples = answer.top.slice(0, N);
-      fill(title, h("a", { href: makeAddress(["v", view.key, "latent", latent]) }, `Latent ${latent}`),
-        h("span", { class: "soft" }, ` ${answer.row.name || ""}`));
+      fill(
+        title,
+        h("a", { href: makeAddress(["v", view.key, "latent", latent]) }, `Latent ${latent}`),
+        h("span", { class: "soft" }, ` ${answer.row.name || ""}`),
+      );
       if (!examples.length) {
         fill(body, note("It fires on no image."));
         return;
       }
-      const tiles = examples.map((example) => tile(view, example, {
-        href: makeAddress(["v", view.key, "image", example.image], { latents: latent }), detail: number(example.activation, 3), size: 96 }));
-      fill(body, h("div", { class: "tiles few" }, tiles.map((one) => one.element)));
-      const maps = await get(`maps/${view.key}/${latent}`, isReport() ? null : { images: examples.map((example) => example.image).join(",") });
+      const tiles = examples.map((example) =>
+        tile(view, example, {
+          href: makeAddress(["v", view.key, "image", example.image], { latents: latent }),
+          detail: number(example.activation, 3),
+          size: 96,
+        }),
+      );
+      fill(
+        body,
+        h(
+          "div",
+          { class: "tiles few" },
+          tiles.map((one) => one.element),
+        ),
+      );
+      const maps = await get(
+        `maps/${view.key}/${latent}`,
+        isReport() ? null : { images: examples.map((example) => example.image).join(",") },
+      );
       if (now !== latent) return;
-      examples.forEach((example, i) => tiles[i].set({ values: maps.maps[example.image] || null, max: maps.max, mode: "heat" }));
+      examples.forEach((example, i) =>
+        tiles[i].set({ values: maps.maps[example.image] || null, max: maps.max, mode: "heat" }),
+      );
     } catch (error) {
       if (now === latent && error.status !== 404) fill(body, wrong(error));
     }

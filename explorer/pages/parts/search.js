@@ -11,22 +11,44 @@ async function meanings(text, view) {
   const found = [];
   const latent = /^#?(\d+)$/.exec(text);
   if (latent && Number(latent[1]) < view.n_latents) {
-    found.push({ text: `Latent ${Number(latent[1])}`, kind: "latent", href: makeAddress(["v", view.key, "latent", Number(latent[1])]) });
+    found.push({
+      text: `Latent ${Number(latent[1])}`,
+      kind: "latent",
+      href: makeAddress(["v", view.key, "latent", Number(latent[1])]),
+    });
   }
   if (latent && Number(latent[1]) < view.n_images) {
-    found.push({ text: `Image ${Number(latent[1])}`, kind: "image", href: makeAddress(["v", view.key, "image", Number(latent[1])]) });
+    found.push({
+      text: `Image ${Number(latent[1])}`,
+      kind: "image",
+      href: makeAddress(["v", view.key, "image", Number(latent[1])]),
+    });
   }
   const like = text.toLowerCase();
-  const classes = view.classes ? (await classesOf(view.key)).filter((one) => one.name.toLowerCase().includes(like)) : [];
+  const classes = view.classes
+    ? (await classesOf(view.key)).filter((one) => one.name.toLowerCase().includes(like))
+    : [];
   for (const one of classes.slice(0, 6)) {
     found.push({ text: one.name, kind: "class", href: makeAddress(["v", view.key, "class", one.id]) });
-    found.push({ text: `Latents of ${one.name}`, kind: "latents", href: makeAddress(["v", view.key, "latents"], { class: one.id }) });
+    found.push({
+      text: `Latents of ${one.name}`,
+      kind: "latents",
+      href: makeAddress(["v", view.key, "latents"], { class: one.id }),
+    });
   }
   if (view.columns.some((column) => column.name === "name")) {
-    found.push({ text: `Latents named “${text}”`, kind: "name", href: makeAddress(["v", view.key, "latents"], { where: `name~${text}` }) });
+    found.push({
+      text: `Latents named “${text}”`,
+      kind: "name",
+      href: makeAddress(["v", view.key, "latents"], { where: `name~${text}` }),
+    });
   }
   if (view.words && !isReport() && !latent) {
-    found.push({ text: `Latents like “${text}”`, kind: "words", href: makeAddress(["v", view.key, "latents"], { words: text }) });
+    found.push({
+      text: `Latents like “${text}”`,
+      kind: "words",
+      href: makeAddress(["v", view.key, "latents"], { words: text }),
+    });
   }
   return found;
 }
@@ -34,10 +56,22 @@ async function meanings(text, view) {
 // The search box; `view()` is the head of the present view, or null.
 export function searchBox(view) {
   let at = -1;
-  const list = h("div", { class: "found", id: "found", role: "listbox", "aria-label": "Results", hidden: true });
+  const list = h("div", {
+    class: "found",
+    id: "found",
+    role: "listbox",
+    "aria-label": "Results",
+    hidden: true,
+  });
   const input = h("input", {
-    id: "search", type: "search", role: "combobox", "aria-label": "Search latents, classes and words", autocomplete: "off",
-    "aria-expanded": "false", "aria-controls": "found", placeholder: "Latent, class or words",
+    id: "search",
+    type: "search",
+    role: "combobox",
+    "aria-label": "Search latents, classes and words",
+    autocomplete: "off",
+    "aria-expanded": "false",
+    "aria-controls": "found",
+    placeholder: "Latent, class or words",
   });
   const element = h("search", { class: "find" }, input, h("kbd", { "aria-hidden": "true" }, "/"), list);
 
@@ -70,8 +104,19 @@ export function searchBox(view) {
       }
     }
     if (text !== input.value.trim()) return null;
-    fill(list, found.length ? found.map((one, i) => h("a", { href: one.href, role: "option", id: `found-${i}`, tabindex: "-1", onclick: close },
-      h("span", null, one.text), h("span", { class: "soft small" }, one.kind))) : h("p", { class: "note" }, sentence));
+    fill(
+      list,
+      found.length
+        ? found.map((one, i) =>
+            h(
+              "a",
+              { href: one.href, role: "option", id: `found-${i}`, tabindex: "-1", onclick: close },
+              h("span", null, one.text),
+              h("span", { class: "soft small" }, one.kind),
+            ),
+          )
+        : h("p", { class: "note" }, sentence),
+    );
     list.hidden = false;
     input.setAttribute("aria-expanded", "true");
     say(found.length ? count(found.length, "result") : sentence);

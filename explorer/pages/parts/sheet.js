@@ -1,4 +1,5 @@
-// A table of any length: only the rows in sight are in the page, and rows are asked for in pages as they come in sight.
+// A table of any length: only the rows in sight are in the page, and rows are asked for in pages as they
+// come in sight.
 
 import { fill, h, later, say } from "../dom.js";
 import { count, number, words } from "../format.js";
@@ -8,14 +9,18 @@ const HEIGHT = 32;
 const PAGE = 200;
 const SPARE = 12;
 
-// `load(offset, limit) -> Promise<{n_matched, n, columns, rows}>`; `cell(name, value, row) -> text or element`;
-// `head(name) -> {text, title, number}`. Further: sorted(name), pointed(row or null), opened(row) by Enter,
-// chosen(row) by a click.
+// `load(offset, limit) -> Promise<{n_matched, n, columns, rows}>`; `cell(name, value, row) -> text or
+// element`; `head(name) -> {text, title, number}`. Further: sorted(name), pointed(row or null), opened(row)
+// by Enter, chosen(row) by a click.
 export function sheet(label, { load, cell, head, sorted, pointed, opened, chosen, id }) {
   const body = h("tbody");
   const heads = h("tr");
   const grid = h("table", null, h("caption", { class: "unseen" }, label), h("thead", null, heads), body);
-  const element = h("div", { class: "sheet tall", tabindex: "0", role: "region", "aria-label": label, id }, grid);
+  const element = h(
+    "div",
+    { class: "sheet tall", tabindex: "0", role: "region", "aria-label": label, id },
+    grid,
+  );
   const state = { columns: [], pages: new Map(), n: 0, at: -1, sort: "", turn: 0 };
   let frame = 0;
 
@@ -39,23 +44,38 @@ export function sheet(label, { load, cell, head, sorted, pointed, opened, chosen
   }
 
   function away(n, key) {
-    return n > 0 ? [h("tr", { class: "away", "aria-hidden": "true", data: { key } },
-      h("td", { colspan: state.columns.length || 1, css: { height: `${n * HEIGHT}px` } }))] : [];
+    return n > 0
+      ? [
+          h(
+            "tr",
+            { class: "away", "aria-hidden": "true", data: { key } },
+            h("td", { colspan: state.columns.length || 1, css: { height: `${n * HEIGHT}px` } }),
+          ),
+        ]
+      : [];
   }
 
   function drawRow(i) {
     const row = rowAt(i);
     const cells = state.columns.map((name, j) => {
       const about = head(name);
-      return h("td", { class: about.number ? "number" : null }, row ? cell(name, row[j], row) : j ? "" : "…");
+      const waits = j ? "" : "…";
+      return h("td", { class: about.number ? "number" : null }, row ? cell(name, row[j], row) : waits);
     });
-    return h("tr", {
-      "aria-rowindex": i + 2, class: i === state.at ? "at" : null, data: { row: i, latent: row ? row[0] : null },
-      onpointerenter: () => pointed && row && pointed(row), onclick: () => {
-        move(i, true);
-        if (chosen && row) chosen(row);
+    return h(
+      "tr",
+      {
+        "aria-rowindex": i + 2,
+        class: i === state.at ? "at" : null,
+        data: { row: i, latent: row ? row[0] : null },
+        onpointerenter: () => pointed && row && pointed(row),
+        onclick: () => {
+          move(i, true);
+          if (chosen && row) chosen(row);
+        },
       },
-    }, cells);
+      cells,
+    );
   }
 
   function draw() {
@@ -83,16 +103,30 @@ export function sheet(label, { load, cell, head, sorted, pointed, opened, chosen
   }
 
   function drawHeads() {
-    fill(heads, state.columns.map((name) => {
-      const about = head(name);
-      const by = state.sort.replace(/^-/, "") === name;
-      const down = by && state.sort.startsWith("-");
-      const text = [about.text || words(name), by ? h("span", { "aria-hidden": "true" }, down ? " ↓" : " ↑") : null];
-      return h("th", { scope: "col", class: about.number ? "number" : null, data: { column: name },
-        "aria-sort": by ? (down ? "descending" : "ascending") : null },
-      sorted ? h("button", { type: "button", title: about.title, onclick: () => sorted(name) }, text)
-        : h("span", { title: about.title }, text));
-    }));
+    fill(
+      heads,
+      state.columns.map((name) => {
+        const about = head(name);
+        const by = state.sort.replace(/^-/, "") === name;
+        const down = by && state.sort.startsWith("-");
+        const text = [
+          about.text || words(name),
+          by ? h("span", { "aria-hidden": "true" }, down ? " ↓" : " ↑") : null,
+        ];
+        return h(
+          "th",
+          {
+            scope: "col",
+            class: about.number ? "number" : null,
+            data: { column: name },
+            "aria-sort": by ? (down ? "descending" : "ascending") : null,
+          },
+          sorted
+            ? h("button", { type: "button", title: about.title, onclick: () => sorted(name) }, text)
+            : h("span", { title: about.title }, text),
+        );
+      }),
+    );
   }
 
   function move(i, quiet) {
@@ -137,17 +171,29 @@ export function sheet(label, { load, cell, head, sorted, pointed, opened, chosen
       try {
         const first = await load(0, PAGE);
         if (turn !== state.turn) return null;
-        Object.assign(state, { columns: first.columns, n: first.n_matched, pages: new Map([[0, first]]), at: -1 });
+        Object.assign(state, {
+          columns: first.columns,
+          n: first.n_matched,
+          pages: new Map([[0, first]]),
+          at: -1,
+        });
         element.scrollTop = 0;
         drawHeads();
         draw();
         if (!state.n) {
-          fill(body, h("tr", null, h("td", { colspan: state.columns.length }, "Nothing is left by these conditions.")));
+          fill(
+            body,
+            h("tr", null, h("td", { colspan: state.columns.length }, "Nothing is left by these conditions.")),
+          );
         }
         say(`${count(state.n, "row")}.`);
         return first;
       } catch (error) {
-        if (turn === state.turn) fill(body, h("tr", null, h("td", { class: "wrap", colspan: state.columns.length || 1 }, wrong(error))));
+        if (turn === state.turn)
+          fill(
+            body,
+            h("tr", null, h("td", { class: "wrap", colspan: state.columns.length || 1 }, wrong(error))),
+          );
         throw error;
       } finally {
         if (turn === state.turn) element.removeAttribute("aria-busy");

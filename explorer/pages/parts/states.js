@@ -19,15 +19,19 @@ export function wrong(error) {
 }
 
 export function empty(...sentences) {
-  return h("div", { class: "empty" }, sentences.map((sentence) => h("p", null, prose(sentence))));
+  return h(
+    "div",
+    { class: "empty" },
+    sentences.map((sentence) => h("p", null, prose(sentence))),
+  );
 }
 
 export function note(sentence) {
   return h("p", { class: "note" }, prose(sentence));
 }
 
-// Shows that a place waits, then what `draw(value)` returns, or what is wrong. `absent` is drawn where the store has
-// no such thing (404); without it the sentence of the server is.
+// Shows that a place waits, then what `draw(value)` returns, or what is wrong. `absent` is drawn where the
+// store has no such thing (404); without it the sentence of the server is.
 export async function show(place, promise, draw, absent) {
   if (!place.hasChildNodes()) fill(place, waiting());
   try {

@@ -16,7 +16,9 @@ const PLOTS = [
 function linesOf(names, columns, log) {
   const varies = (values) => values.some((value) => value !== null && value !== 0);
   const positive = (value) => (log && !(value > 0) ? null : value);
-  return names.filter((name) => columns[name] && varies(columns[name])).map((name) => ({ name, values: columns[name].map(positive), points: false }));
+  return names
+    .filter((name) => columns[name] && varies(columns[name]))
+    .map((name) => ({ name, values: columns[name].map(positive), points: false }));
 }
 
 // {element, close}. Asks every two seconds while the SAE is trained.
@@ -31,8 +33,11 @@ export function trainingCurves(sae) {
   function draw(answer) {
     const x = { name: "step", values: answer.columns.step };
     const last = x.values.length - 1;
-    state.textContent = last < 0 ? "No step is logged yet."
-      : `${answer.running ? "Training now: " : ""}${whole(x.values[last])} steps, loss ${number((answer.columns.loss || [])[last])}.`;
+    state.textContent =
+      last < 0
+        ? "No step is logged yet."
+        : `${answer.running ? "Training now: " : ""}${whole(x.values[last])} steps, loss ` +
+          `${number((answer.columns.loss || [])[last])}.`;
     for (const [title, names, log] of PLOTS) {
       const lines = linesOf(names, answer.columns, log);
       if (!lines.length) continue;

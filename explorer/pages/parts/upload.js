@@ -7,11 +7,26 @@ import { note, wrong } from "./states.js";
 
 // {element, close}. Takes pictures that are dropped on the page or pasted, until it is closed.
 export function uploader(view) {
-  if (isReport()) return { element: note("A report shows the images it holds. `patchsae explore` takes your own."), close: () => null };
+  if (isReport())
+    return {
+      element: note("A report shows the images it holds. `patchsae explore` takes your own."),
+      close: () => null,
+    };
   const state = h("div", { "aria-live": "polite" });
-  const file = h("input", { type: "file", accept: "image/*", class: "unseen", id: "upload", tabindex: "-1", "aria-label": "Picture to look at",
-    onchange: () => file.files[0] && send(file.files[0]) });
-  const button = h("button", { type: "button", class: "primary", onclick: () => file.click() }, "Open a picture");
+  const file = h("input", {
+    type: "file",
+    accept: "image/*",
+    class: "unseen",
+    id: "upload",
+    tabindex: "-1",
+    "aria-label": "Picture to look at",
+    onchange: () => file.files[0] && send(file.files[0]),
+  });
+  const button = h(
+    "button",
+    { type: "button", class: "primary", onclick: () => file.click() },
+    "Open a picture",
+  );
 
   async function send(blob) {
     fill(state, note("The picture is sent to the server on this machine."));
@@ -47,11 +62,22 @@ export function uploader(view) {
     event.preventDefault();
     send(picture);
   };
-  const listeners = [["dragover", over], ["dragleave", leave], ["drop", drop], ["paste", paste]];
+  const listeners = [
+    ["dragover", over],
+    ["dragleave", leave],
+    ["drop", drop],
+    ["paste", paste],
+  ];
   for (const [name, action] of listeners) document.addEventListener(name, action);
   return {
-    element: h("div", { class: "row", data: { role: "upload" } }, button, file,
-      h("span", { class: "soft small" }, "or drop one here, or paste one from the clipboard"), state),
+    element: h(
+      "div",
+      { class: "row", data: { role: "upload" } },
+      button,
+      file,
+      h("span", { class: "soft small" }, "or drop one here, or paste one from the clipboard"),
+      state,
+    ),
     close() {
       leave();
       for (const [name, action] of listeners) document.removeEventListener(name, action);

@@ -1,8 +1,17 @@
-// Pixels to tokens and back, at every corner. Run by test_geometry.py, or with `node --test tests/explorer/pages`.
+// Pixels to tokens and back, at every corner. Run by test_modules.py.
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import {
-  cellAt, fit, nearestCell, parseTokens, smoothed, tokenAt, tokenCount, tokenRectangle, tokensBetween, writeTokens,
+  cellAt,
+  fit,
+  nearestCell,
+  parseTokens,
+  smoothed,
+  tokenAt,
+  tokenCount,
+  tokenRectangle,
+  tokensBetween,
+  writeTokens,
 } from "../../../explorer/pages/draw/geometry.js";
 
 const LAYOUT = { prefix: 1, grid: [14, 14], suffix: 0 };
@@ -35,7 +44,11 @@ for (const [name, [shown, box]] of Object.entries(CASES)) {
 
   test(`${name}: a display of twice the resolution gives the same tokens`, () => {
     const double = { width: 2 * shown.width, height: 2 * shown.height };
-    for (const [x, y] of [[10, 10], [shown.width / 2, shown.height / 3], [shown.width - 1, shown.height - 1]]) {
+    for (const [x, y] of [
+      [10, 10],
+      [shown.width / 2, shown.height / 3],
+      [shown.width - 1, shown.height - 1],
+    ]) {
       assert.deepEqual(cellAt(2 * x, 2 * y, double, box, LAYOUT), cellAt(x, y, shown, box, LAYOUT));
     }
   });
@@ -52,8 +65,12 @@ test("outside of the seen part there is no token", () => {
 test("prefix and prompt tokens have no rectangle", () => {
   const layout = { prefix: 2, grid: [2, 3], suffix: 4 };
   const rectangles = Array.from({ length: tokenCount(layout) }, (_, token) =>
-    tokenRectangle(token, { width: 6, height: 4 }, [0, 0, 1, 1], layout));
-  assert.deepEqual(rectangles.map((one) => one !== null), [false, false, ...Array(6).fill(true), ...Array(4).fill(false)]);
+    tokenRectangle(token, { width: 6, height: 4 }, [0, 0, 1, 1], layout),
+  );
+  assert.deepEqual(
+    rectangles.map((one) => one !== null),
+    [false, false, ...Array(6).fill(true), ...Array(4).fill(false)],
+  );
   assert.deepEqual(rectangles[7], { x: 4, y: 2, width: 2, height: 2 });
 });
 
