@@ -53,15 +53,14 @@ def has_words(view: View) -> bool:
 def word_scores(library: Library, view: View, words: str) -> np.ndarray:
     """How near each latent is to the words: float32 [S], NaN for a latent of which the gallery embedded no image.
 
-    It is the cosine between the feature of the words and the mean feature of the images that fire the latent, from
-    which the mean of all images is taken. Only the order of the scores says something: their size depends on the
-    model. Raises Absent without a gallery, and UserError for words that the text tower cannot read.
+    `pipeline.evaluations.gallery.embeddings` says what they are. Only the order of the scores says something: their
+    size depends on the model. Raises Absent without a gallery, and UserError for words that the text tower cannot read.
     """
     import torch
     from torch.nn.functional import normalize
 
     from patchsae.explorer import models
-    from patchsae.pipeline.evaluations.gallery.embeddings import Embeddings
+    from patchsae.pipeline.evaluations.gallery.embeddings import NEUTRAL, PHRASES, Embeddings
 
     if not has_words(view):
         raise Absent(
@@ -80,11 +79,12 @@ def word_scores(library: Library, view: View, words: str) -> np.ndarray:
 
     @torch.inference_mode()
     def score() -> np.ndarray:
-        text = normalize(backbone.encode_text([words[:_LONGEST]]), dim=-1)[0].numpy()
-        centred = embeddings.embedding.astype(np.float32) - embeddings.mean
-        lengths = np.maximum(np.linalg.norm(centred, axis=1), 1e-12)
-        scores: np.ndarray = (centred @ text) / lengths
-        scores[embeddings.n_images == 0] = np.nan
-        return scores
+        # Not by `format`, since the words may hold braces.
+        phrases = [phrase.replace("{}", words[:_LONGEST]) for phrase in PHRASES]
+        features = normalize(backbone.encode_text([*phrases, *NEUTRAL]), dim=-1)
+        of_words, neutral = (
+            some.mean(dim=0).numpy() for some in features.split([len(PHRASES), len(NEUTRAL)])
+        )
+        return embeddings.scores(of_words, neutral)
 
     return models.computed(score)

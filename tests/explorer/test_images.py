@@ -248,9 +248,9 @@ def test_words_find_latents_through_the_text_tower(client: TestClient, shapes_st
     record = shapes_store.records.current()["shapes"]
     place = Place("shapes", record, record.nodes["statistics/relu"])
     backbone = recorded_backbone(shapes_store, place, inputs(shapes_store, "relu")[2])
-    text = torch.nn.functional.normalize(backbone.encode_text(["red circle"]), dim=-1)[0].numpy()
-    centred = held.embedding.astype(np.float32) - held.mean
-    expected = centred @ text / np.linalg.norm(centred, axis=1)
+    texts = ["red circle", "a photo of red circle", "a photo", "an image", "a picture"]
+    features = torch.nn.functional.normalize(backbone.encode_text(texts), dim=-1).numpy()
+    expected = held.scores(features[:2].mean(axis=0), features[2:].mean(axis=0))
     found = ask(client, f"latents/{view}/rows", words="red circle", limit=5, columns="word_score")
     known = np.where(held.n_images > 0, expected, -np.inf)
     assert [row[0] for row in found["rows"]] == np.argsort(-known)[:5].tolist()

@@ -4,8 +4,8 @@ The embedding of latent s is the mean of the unit image features v_i of the imag
 means a_is: e_s = sum_i a_is v_i / sum_i a_is. Only the first `n_embedded` images of the sample have a v_i. The vectors
 are not scaled to length 1: the longer one is, the more alike are its images.
 
-Caveats. All image features of a CLIP share a large common part, so compare `embedding - mean` with words, not
-`embedding`. A latent that fires on few images is near those images, whatever the reason it fires; `n_images` says how
+Caveats. All image features of a CLIP share a large common part, and all text features another one. `Embeddings.scores`
+takes both away; without that, every word finds the same few latents. A latent that fires on few images is near those images, whatever the reason it fires; `n_images` says how
 many they were. What lies beside the reason in those images is embedded too, since v_i is of whole images. The direction
 of the decoder is no substitute: below the last layer its cosines with texts say little, since the rest of the tower is
 not linear.
@@ -26,6 +26,11 @@ from safetensors.numpy import load, save
 from patchsae.storage.artifacts import Artifact, Builder
 
 FILE = "embeddings.safetensors"
+PHRASES = ("{}", "a photo of {}")
+"""What is asked for words: the mean of these texts' features."""
+NEUTRAL = ("a photo", "an image", "a picture")
+"""Texts that say nothing of what is seen. The mean of their features is taken from that of the words."""
+_FEW_IMAGES = 10
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,22 @@ class Embeddings:
         if FILE not in {output.path for output in gallery.manifest.outputs}:
             return None
         return cls(**load(gallery.read(FILE)))
+
+    def scores(self, words: np.ndarray, neutral: np.ndarray) -> np.ndarray:
+        """How near each latent is to words: float32 [S], NaN for a latent that no embedded image fires.
+
+        `words` and `neutral` [E] are means of unit text features, of `PHRASES` and of `NEUTRAL`. The score is
+        cos(e_s - mean, words - neutral) n_s / (n_s + 10): a latent of few images n_s is near something by chance. Only
+        the order of the scores says something, since their size depends on the model.
+        """
+        towards = self.embedding.astype(np.float32) - self.mean
+        about = (words - neutral).astype(np.float32)
+        lengths = np.linalg.norm(towards, axis=1) * np.linalg.norm(about)
+        cosine = np.divide(
+            towards @ about, lengths, out=np.zeros(len(towards), np.float32), where=lengths > 0
+        )
+        scores: np.ndarray = cosine * (self.n_images / (self.n_images + _FEW_IMAGES)).astype(np.float32)
+        return np.where(self.n_images > 0, scores, np.float32(np.nan))
 
     def write(self, out: Builder) -> None:
         out.write(FILE, save({name: np.ascontiguousarray(array) for name, array in vars(self).items()}))

@@ -17,7 +17,7 @@ from patchsae.pipeline.backbones.weights import load_backbone
 from patchsae.pipeline.evaluations.gallery import cofiring as cofiring_module
 from patchsae.pipeline.evaluations.gallery import merge
 from patchsae.pipeline.evaluations.gallery.cofiring import cofiring, groups_of
-from patchsae.pipeline.evaluations.gallery.embeddings import Embeddings
+from patchsae.pipeline.evaluations.gallery.embeddings import NEUTRAL, PHRASES, Embeddings, mean_embeddings
 from patchsae.pipeline.evaluations.gallery.settings import GallerySettings
 from patchsae.pipeline.evaluations.gallery.tables import bin_edges
 from patchsae.pipeline.evaluations.kinds.gallery import STAGE, GalleryConfig, GalleryStageConfig
@@ -25,6 +25,7 @@ from patchsae.pipeline.evaluations.kinds.statistics import STAGE as STATISTICS
 from patchsae.pipeline.evaluations.kinds.statistics import StatisticsConfig
 from patchsae.pipeline.experiment.experiment import Experiment, parse
 from patchsae.pipeline.experiment.request import work_on
+from patchsae.pipeline.images.datasets.shapes import ShapesConfig
 from patchsae.pipeline.saes.sae import load_sae
 from patchsae.storage.activations import Activations
 from patchsae.storage.artifacts import Artifact
@@ -170,6 +171,45 @@ def test_embeddings_are_no_table(done: dict[str, Artifact]) -> None:
         "cofiring.parquet",
     }
     assert (folder / "embeddings.safetensors").is_file()
+
+
+def test_a_score_is_a_cosine_that_few_images_make_smaller() -> None:
+    embedding = np.array([[3, 0], [1, 2], [1, -1], [0, 0]], np.float16)
+    held = Embeddings(embedding, np.array([10, 90, 10, 0], np.int32), np.array([1, 0], np.float32))
+    found = held.scores(np.array([0.5, 1.0]), np.array([0.5, 0.0]))
+    np.testing.assert_allclose(found, [0, 0.9, -0.5, np.nan], atol=1e-6)
+
+
+def test_words_find_the_latents_of_what_they_name() -> None:
+    """Latents that fire on the images of one value each, so that what they should be found by is known."""
+    images = ShapesConfig(seed=5, splits={"test": 400}).build()
+    records = images.records()
+    backbone = ShapesClipConfig().build({})
+    with torch.inference_mode():
+        x = torch.stack([backbone.preprocess(images.decode(images.read(one))) for one in records])
+        v = normalize(backbone.tail(backbone.head(x)), dim=-1).numpy()
+    values = [
+        (attribute, value)
+        for attribute in ("shape", "colour", "background")
+        for value in images.attribute_values(attribute)
+    ]
+    fires = [
+        [images.attribute_values(a)[images.attribute_labels(a, one.source)[0]] == value for one in records]
+        for a, value in values
+    ]
+    latent, image = np.nonzero(np.array(fires))
+    ends = np.searchsorted(latent, np.arange(len(values) + 1))
+    embedding, n_images = mean_embeddings(ends, image, np.ones(len(image), np.float32), v)
+    held = Embeddings(embedding, n_images, v.mean(axis=0))
+    right, right_plainly = [], []
+    for number, (_, value) in enumerate(values):
+        texts = [*(phrase.replace("{}", value) for phrase in PHRASES), *NEUTRAL]
+        with torch.inference_mode():
+            t = normalize(backbone.encode_text(texts), dim=-1).numpy()
+        words, neutral = t[: len(PHRASES)].mean(axis=0), t[len(PHRASES) :].mean(axis=0)
+        right.append(held.scores(words, neutral).argmax() == number)
+        right_plainly.append((embedding.astype(np.float32) @ t[0]).argmax() == number)
+    assert np.mean(right) > 0.85 and np.mean(right_plainly) < 0.5
 
 
 WORLD = SmallWorld.make([0, 1, 2, 1, 0, 2, 1, 0, 0, 2, 1, 1] * 4, ["train"] * 48, ["a", "b", "c"])
