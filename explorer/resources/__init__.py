@@ -34,7 +34,8 @@ first 16 digits of an artifact's key. A resource that is not there raises `Absen
     training/SAE -> {sae, name, running, columns: {step: [], ...}}             at most 1000 steps, evenly spaced
     latents/VIEW/rows ? where, sort, offset, limit, class, words, columns
           -> {n_latents, n_matched, columns: [name], rows: [[value]]}
-        `where`: conditions joined by `;`, each `column OP value`, OP one of < <= > >= = != ~, value a number, true,
+        Columns are those of `latents`, and those of other tables with a row per latent, as `matching.nearest_cosine`
+        (joined.py); with `class` also what remappings say of it. `where`: conditions joined by `;`, each `column OP value`, OP one of < <= > >= = != ~, value a number, true,
         false, null, or text; ~ means that a text contains the value, in capitals or not. `sort`: a column, `-column` for the largest first; nulls are last. `class` adds the
         columns class_n_images, class_n_tokens and class_mean_activation; `words` adds word_score and sorts by it.
     latents/VIEW/column/NAME ? class, words -> {name, values: [one per latent]}

@@ -8,8 +8,6 @@ from typing import Any
 
 import polars as pl
 
-from patchsae.explorer.library import Library
-from patchsae.explorer.view import View
 from patchsae.pipeline.core.text import nearest
 from patchsae.storage.errors import UserError
 
@@ -18,16 +16,6 @@ _CONDITION = re.compile(
 )
 _MOST_ROWS = 1000
 _MOST_CONDITIONS = 50
-
-
-def columns_of(library: Library, view: View) -> list[dict[str, str]]:
-    """Name, type, sentence and table of the columns that a view has for every latent."""
-    frame = library.table(view.statistics, "latents")
-    sentences = view.statistics.sentences("latents")
-    return [
-        {"name": name, "type": str(kind), "sentence": sentences.get(name, ""), "table": "latents"}
-        for name, kind in frame.schema.items()
-    ]
 
 
 def page(frame: pl.DataFrame, arguments: Mapping[str, str], sort: str | None = None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from patchsae.explorer.library import Library
 from patchsae.explorer.pictures import has_thumbnails
-from patchsae.explorer.resources.columns import columns_of
+from patchsae.explorer.resources import joined
 from patchsae.explorer.resources.search import has_words
 from patchsae.explorer.snapshot import Snapshot
 from patchsae.explorer.sources import why_no_pictures
@@ -26,7 +26,7 @@ def view(library: Library, arguments: Mapping[str, str]) -> dict[str, Any]:
     why = why_no_pictures(library, found)
     return {
         **head,
-        "columns": columns_of(library, found),
+        "columns": joined.sentences(library, found),
         "layout": layout(found),
         "tau": found.config.get("tau"),
         "classes": found.n_classes,

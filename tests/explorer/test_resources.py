@@ -77,6 +77,78 @@ def test_latents_are_filtered_sorted_and_paged(client: TestClient, small_store: 
     assert column["values"] == latents["label_entropy"].to_list()
 
 
+def test_latents_are_filtered_by_columns_of_other_tables(client: TestClient, small_store: Store) -> None:
+    view = view_of(client)
+    names = {one["name"]: one for one in ask(client, f"view/{view}")["columns"]}
+    assert names["matching.nearest_cosine"]["table"] == "matching_latents"
+    assert names["matching.nearest_cosine"]["sentence"].startswith("Largest cosine")
+    matched = table(small_store, "matching", "matching_latents").filter(side="first")
+    median = matched["mass"].median()
+    found = ask(
+        client, f"latents/{view}/rows", where=f"matching.mass>{median}", columns="matching.mass", limit=1000
+    )
+    kept = matched.filter(pl.col("mass") > median).sort("latent")
+    assert 0 < len(kept) < 512 and found["columns"] == ["latent", "matching.mass"]
+    assert [tuple(row) for row in found["rows"]] == kept.select("latent", "mass").rows()
+    plain = ask(client, f"latents/{view}/rows", limit=1)
+    assert plain["columns"] == table(small_store, "statistics", "latents").drop("artifact").columns
+
+
+def test_a_class_adds_its_own_columns_and_those_of_remappings(client: TestClient, small_store: Store) -> None:
+    view, pairs = view_of(client), table(small_store, "statistics", "class_latents")
+    asked = {"class": 3, "columns": "class_n_images,remapping.x,remapping.activity", "limit": 1000}
+    found = ask(client, f"latents/{view}/rows", **asked)
+    rows = {row[0]: row[1:] for row in found["rows"]}
+    assert len(rows) == 512 and found["rows"][0][1] == pairs.filter(pl.col("class") == 3)["n_images"].max()
+    members = table(small_store, "remapping", "remapping_latents").filter(pl.col("class") == 3)
+    assert len(members) > 0
+    for latent, x, activity in members.select("latent", "x", "activity").rows():
+        assert rows[latent][1:] == [x, activity]
+    counts = dict(pairs.filter(pl.col("class") == 3).select("latent", "n_images").rows())
+    assert all(row[0] == counts.get(latent, 0) for latent, row in rows.items())
+
+
+def test_the_curves_of_a_class_are_those_of_the_table_masking(client: TestClient, small_store: Store) -> None:
+    view, masking = view_of(client), table(small_store, "masking", "masking")
+    [found] = ask(client, f"class/{view}/2")["masking"]
+    for of, rows in (
+        (found, masking.filter(pl.col("class") == 2)),
+        (found["all"], masking.filter(pl.col("class").is_null())),
+    ):
+        curves = {(one["selection"], one["mode"]): one["points"] for one in of["curves"]}
+        plain = rows.filter(pl.col("selection") != "none")
+        assert set(curves) == set(plain.select("selection", "mode").unique().rows()) and len(curves) >= 4
+        for (selection, mode), points in curves.items():
+            mine = plain.filter(selection=selection, mode=mode).unique("k").sort("k")
+            assert [one["k"] for one in points] == mine["k"].to_list()
+            for name in ("accuracy", "ci_low", "ci_high"):
+                assert [one[name] for one in points] == pytest.approx(mine[f"seeds_{name}"].to_list())
+        references = {one["name"]: one["accuracy"] for one in of["references"]}
+        assert references == dict(rows.filter(selection="none").select("mode", "accuracy").rows())
+
+
+def test_a_remapping_has_its_bounds_and_every_latent_that_is_counted(
+    client: TestClient, small_store: Store
+) -> None:
+    [key] = [one["key"] for one in ask(client, "home")["comparisons"] if one["kind"] == "remapping"]
+    summary = ask(client, f"remapping/{key}")
+    assert summary["first"]["key"] == summary["second"]["key"] and len(summary["classes"]) == 10
+    found = ask(client, f"remapping/{key}/class/4")
+    pairs = table(small_store, "statistics", "class_latents").filter(
+        pl.col("class") == 4, pl.col("n_tokens") > 0
+    )
+    counts = dict(pairs.select("latent", "n_tokens").rows())
+    assert {one["latent"]: (one["x"], one["y"]) for one in found["points"]} == {
+        i: (n, n) for i, n in counts.items()
+    }
+    pooled = sorted([*counts.values(), *counts.values(), *([0] * 2 * (512 - len(counts)))], reverse=True)
+    assert found["U"] == max(1, pooled[summary["upper"] - 1]) and found["L"] == pooled[summary["lower"] - 1]
+    assert {one["latent"] for one in found["points"] if one["group"] == "high"} == {
+        latent for latent, n in counts.items() if n >= found["U"]
+    }
+    assert sum(one["n"] for one in found["predictions"] if one["k"] is None and one["model"] == "before") > 0
+
+
 @pytest.mark.parametrize(
     ("path", "status", "words"),
     [
