@@ -25,6 +25,7 @@ from patchsae.pipeline.classification.zero_shot import ZeroShot
 from patchsae.pipeline.results.backbones import recorded_backbone
 from patchsae.pipeline.saes.sae import Sae, map_sae
 from patchsae.storage.activations import Activations
+from patchsae.storage.artifacts import Artifact
 
 T = TypeVar("T")
 # torch uses all cores for one product, and keeps a team of threads for each thread that asked for one. So there is
@@ -50,11 +51,16 @@ def _give_back() -> None:
 
 def sae(library: Library, view: View) -> Sae:
     """The SAE of a view, on the CPU. Raises Absent if it is no longer in the store, and Damaged."""
-    found = view.sae
-    if found is None:
-        raise Absent(f"SAE {view.sae_key}: is no longer in the store; run its experiment again.")
+    found = sae_of(view)
     key = ("sae", found.manifest.digest)
     return library.cache.get(key, lambda: map_sae(found), lambda one: _bytes(one.tensors().values()))
+
+
+def sae_of(view: View) -> Artifact:
+    """The artifact of a view's SAE. Raises Absent if it is no longer in the store."""
+    if view.sae is None:
+        raise Absent(f"SAE {view.sae_key}: is no longer in the store; run its experiment again.")
+    return view.sae
 
 
 def backbone(library: Library, view: View) -> Backbone:

@@ -20,10 +20,12 @@ def neighbours(library: Library, arguments: Mapping[str, str]) -> dict[str, Any]
     import torch
 
     from patchsae.explorer import models
+    from patchsae.pipeline.saes.sae import map_sae
 
     view = library.view(arguments["view"])
     number = view.latent(arguments["latent"])
-    sae = models.sae(library, view)
+    # Mapped for this alone: all of W_dec is read, and nothing of it stays in memory.
+    sae = map_sae(models.sae_of(view))
 
     @torch.inference_mode()
     def nearest() -> tuple[list[int], list[float]]:

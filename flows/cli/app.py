@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from patchsae.flows.cli import data, exchange, experiments, explore, look, paper, report, upkeep
+from patchsae.flows.cli import data, encode, exchange, experiments, explore, look, paper, report, upkeep
 from patchsae.flows.cli.commands import Commands
 from patchsae.flows.cli.options import QuietOption, VerboseOption, with_verbosity
 from patchsae.flows.cli.screen import Verbosity, result
@@ -37,6 +37,7 @@ GROUPS: dict[str, list[Callable[..., None]]] = {
     "Results": [
         explore.explore,
         report.report,
+        encode.encode,
         look.status,
         look.tables,
         look.query,
