@@ -101,12 +101,20 @@ class Dag:
             self.adapt(backbone)
         return self._add(Node(weights.STAGE, backbone, config, inputs, names, source))
 
-    def extract(self, dataset: str, backbone: str) -> str:
-        built_from = self.backbone(backbone)
+    def image_tower(self, backbone: str) -> str:
+        """The name of the backbone whose image tower makes a backbone's activations.
+
+        It is the backbone that was adapted, if the adapter leaves its image tower as it is.
+        """
         adapter = self.adapters.get(backbone)
-        if adapter is not None and not adapter.adapts_images and adapter.extract is None:
-            # The image tower is that of the backbone that was adapted, and so are its activations.
-            return self.extract(dataset, adapter.backbone)
+        if adapter is None or adapter.adapts_images or adapter.extract is not None:
+            return backbone
+        return self.image_tower(adapter.backbone)
+
+    def extract(self, dataset: str, backbone: str) -> str:
+        if (tower := self.image_tower(backbone)) != backbone:
+            return self.extract(dataset, tower)
+        built_from = self.backbone(backbone)
         config = extract.ExtractStageConfig(
             dataset=self.datasets[dataset], backbone=built_from, extract=built_from.extract
         )

@@ -36,10 +36,10 @@ def backbone_config(place: Place) -> BackboneConfig:
 def recorded_backbone(store: Store, place: Place, activations: Artifact) -> Backbone:
     """The backbone that a node is about, on the CPU, with the weights that made `activations`.
 
-    Raises UserError if the record is too old, or if the weights have changed or are no longer there.
+    It is the one that was adapted, if the adapter leaves its image tower as it is. Raises UserError if the record is too old, or if the weights have changed or are no longer there.
     """
     dag = dag_of(place)
-    config = dag.backbone(place.node.names["backbone"])
+    config = dag.backbone(dag.image_tower(place.node.names["backbone"]))
     # Whatever the record knows of later weights, these are the ones that fit the SAE.
     inputs = {"weights": input_of(store, activations, "weights", "weights")}
     for role, address in config.inputs(dag).items():

@@ -25,6 +25,8 @@ datasets: {shapes: {kind: shapes, seed: 1, splits: {train: 60, test: 20}}}
 backbones: {clip: {kind: shapes_clip}}
 adapters:
   vpt: {kind: vpt, backbone: clip, dataset: shapes, shots: 1, steps: 2, n_ctx: 3, depth: 6, views: 0}
+  lora: {kind: lora, backbone: clip, dataset: shapes, shots: 1, steps: 2, views: 0}
+  probe: {kind: linear_probe, backbone: clip, dataset: shapes, shots: 1, steps: 2, views: 0}
 saes:
   relu: {kind: relu_l1, dataset: shapes, backbone: clip, n_latents: 256, batch_size: 256, n_steps: 60}
   topk: {kind: topk, k: 8, dataset: shapes, backbone: clip, n_latents: 256, batch_size: 256, n_steps: 60}
@@ -34,6 +36,8 @@ evaluations:
   topk: {kind: statistics, sae: topk}
   jump: {kind: statistics, sae: jump}
   adapted: {kind: statistics, sae: relu, backbone: vpt}
+  by-lora: {kind: statistics, sae: relu, backbone: lora}
+  by-probe: {kind: statistics, sae: relu, backbone: probe, split: test}
   gallery: {kind: gallery, statistics: relu}
   masking: {kind: masking, statistics: relu, ks: [1], n_random: 1}
   masking-adapted: {kind: masking, statistics: adapted, backbone: vpt, ks: [1], n_random: 1}

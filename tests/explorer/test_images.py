@@ -200,7 +200,7 @@ def test_predictions_are_those_of_the_whole_model(
     assert dropped["before"] == nothing["before"] != dropped["after"]
 
 
-@pytest.mark.parametrize("evaluation", ["relu", "adapted"])
+@pytest.mark.parametrize("evaluation", ["relu", "adapted", "by-lora", "by-probe"])
 def test_an_upload_is_encoded_as_the_dataset_s_images_are(
     client: TestClient, shapes_store: Store, evaluation: str
 ) -> None:
@@ -215,6 +215,11 @@ def test_an_upload_is_encoded_as_the_dataset_s_images_are(
     assert len(shared) > 0.8 * len(both[1])
     for latent in shared:
         assert both[0][latent] == pytest.approx(both[1][latent], rel=0.02, abs=0.02)
+    if evaluation == "by-lora":
+        assert (
+            own["prediction"] == [] and "an evaluation of kind `masking` makes one" in own["prediction_why"]
+        )
+        return
     assert own["prediction"][0]["class"] == cached["prediction"][0]["class"]
     codes = ask(client, f"upload-codes/{view}/{name}")
     assert codes["n_tokens"] == 65 and len(codes["values"]) == len(codes["tokens"]) > 0
