@@ -82,17 +82,19 @@ export function scatter(label, { brushed, pointed, picked }) {
     const many = n > 4000;
     const size = many ? 2 : n > 800 ? 3.5 : 5;
     const away = isDark() ? "rgb(140 150 158 / 0.25)" : "rgb(90 86 78 / 0.18)";
-    // Colours take turns, so that those that are drawn last do not cover the others.
+    // Colours of a scale take turns, so that the last ones do not cover the others. Of groups, the
+    // first, to which most points belong, lies below the others, whose points are larger.
     const colours = made.colours.length;
-    const lists = Array.from({ length: TURNS * colours }, () => []);
+    const turns = spec.groups ? 1 : TURNS;
+    const lists = Array.from({ length: turns * colours }, () => []);
     const dim = [];
     cells = new Map();
     for (let i = 0; i < n; i++) {
       if (!drawn(i)) continue;
       if (spec.lit && !spec.lit[i]) dim.push(i);
-      else lists[(i % TURNS) * colours + made.buckets[i]].push(i);
+      else lists[(i % turns) * colours + made.buckets[i]].push(i);
     }
-    const dot = (i) => {
+    const dot = (i, size) => {
       const [x, y] = place(i, area);
       const cell = Math.floor(x / 16) * 4096 + Math.floor(y / 16);
       if (!cells.has(cell)) cells.set(cell, []);
@@ -103,16 +105,18 @@ export function scatter(label, { brushed, pointed, picked }) {
         context.arc(x, y, size / 2, 0, 2 * Math.PI);
       }
     };
-    const layer = (list, colour, alpha) => {
+    const layer = (list, colour, alpha, wide) => {
       if (!list.length) return;
       context.globalAlpha = alpha;
       context.fillStyle = colour;
       context.beginPath();
-      list.forEach(dot);
+      list.forEach((i) => dot(i, wide));
       context.fill();
     };
-    layer(dim, away, 1);
-    lists.forEach((list, i) => layer(list, made.colours[i % colours], many ? 0.8 : 0.88));
+    layer(dim, away, 1, size);
+    lists.forEach((list, i) =>
+      layer(list, made.colours[i % colours], many ? 0.8 : 0.88, spec.groups && i ? size + 2.5 : size),
+    );
     context.globalAlpha = 1;
   }
 

@@ -134,7 +134,10 @@ function partsOf(store) {
             ? note(`${store.report.left_out.join(" ")} \`patchsae explore\` shows everything from the store.`)
             : null,
           experiment || store.views.length
-            ? viewsPanel(of(query, store.views))
+            ? viewsPanel(
+                of(query, store.views),
+                Boolean(experiment?.nodes.some((node) => node.state === "running")),
+              )
             : empty(
                 store.advice ||
                   "This store holds no experiment yet. Run `patchsae demo`, and this page fills.",

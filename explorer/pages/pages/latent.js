@@ -192,7 +192,14 @@ export async function latentPage({ latent: id }, query, view) {
           sign,
         );
   const beside = h("div");
-  const draw = (next) => fill(beside, siblingsPanel(view, answer, next, paint));
+  const column = h("div", { class: "stack" });
+  const draw = (next) => {
+    fill(beside, siblingsPanel(view, answer, next, paint));
+    // Side by side it comes first, since that is what the reader asked for.
+    if (next.beside) column.prepend(beside);
+    else column.append(beside);
+  };
+  column.append(...examplesPanel(view, answer, paint, maps, query).filter(Boolean));
   draw(query);
   const name = answer.row.name;
   const element = h(
@@ -220,7 +227,7 @@ export async function latentPage({ latent: id }, query, view) {
     h(
       "div",
       { class: "split" },
-      h("div", { class: "stack" }, examplesPanel(view, answer, paint, maps, query), beside),
+      column,
       h(
         "div",
         { class: "stack" },

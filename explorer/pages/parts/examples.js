@@ -54,7 +54,7 @@ export function painter(mode, truth) {
 
 export function examplesPanel(view, answer, paint, maps, query) {
   const top = tilesOf(view, answer.top, answer.latent);
-  const missing = h("p", { class: "note" });
+  const missing = h("p", { class: "note", role: "status" });
   const wait = [paint.add(top.tiles, maps)];
   const groups = answer.examples.map((group) => {
     const made = tilesOf(view, group.images, answer.latent);
@@ -71,9 +71,18 @@ export function examplesPanel(view, answer, paint, maps, query) {
       made.element,
     );
   });
-  Promise.all(wait).catch((error) => {
-    missing.textContent = error.message;
-  });
+  const slow = setTimeout(() => {
+    missing.textContent = "The maps are on their way; the first ones take longer, since the model is loaded.";
+  }, 700);
+  Promise.all(wait)
+    .then(
+      () => "",
+      (error) => error.message,
+    )
+    .then((text) => {
+      clearTimeout(slow);
+      missing.textContent = text;
+    });
   return [
     panel(
       h(
@@ -98,8 +107,8 @@ export function examplesPanel(view, answer, paint, maps, query) {
         choice("Maps", MAP_MODES, mode(), (value) => change({ map: value === "heat" ? null : value }, true)),
       ),
       { data: { role: "top" } },
-      answer.top.length ? top.element : note("No image of this split fires the latent: it is dead."),
       missing,
+      answer.top.length ? top.element : note("No image of this split fires the latent: it is dead."),
       view.pictures === false && view.pictures_why ? note(view.pictures_why) : null,
     ),
     groups.length

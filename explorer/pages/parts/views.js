@@ -55,7 +55,7 @@ function viewTable(views) {
   );
 }
 
-export function viewsPanel(views) {
+export function viewsPanel(views, running) {
   const body = h("div");
   const draw = (text) => {
     const like = text.toLowerCase();
@@ -91,7 +91,9 @@ export function viewsPanel(views) {
       ? body
       : empty(
           "No statistics are there yet, so there are no latents to look at.",
-          "Add an evaluation of kind `statistics` to the experiment, or run `patchsae demo`.",
+          running
+            ? "A run is at work: this page shows them as soon as it has made some."
+            : "Add an evaluation of kind `statistics` to the experiment, or run `patchsae demo`.",
         ),
   );
 }
