@@ -67,11 +67,15 @@ Those of own images and pictures:
 
     neighbours/VIEW/ID -> {neighbours: [{latent, cosine, dead}]}
     maps/VIEW/ID ? images -> {layout, max, maps: {image: [value per token]}}
-    image/VIEW/ROW -> {image, source, label, class_name, classes, split, width, height, box, layout,
-             prediction: [{class, name, p, logit}], latents: [{latent, activation, token, token_activation,
-             frequency, label_entropy}], attributes: [{attribute, value}], truth: bool}
+    image/VIEW/ROW -> {image: row | null, upload: id | null, source, label, class_name, classes: [{id, name}], split,
+             width, height, box, layout, prediction: [{class, name, p, logit}], prediction_why: sentence | null,
+             latents: [{latent, activation, token, token_activation, frequency, label_entropy}],
+             problem: sentence | null, attributes: [{attribute, value}], truth: bool}
+        `problem` says why there are no latents, and `prediction_why` why there is no prediction.
     codes/VIEW/ROW -> {n_tokens, tokens: [], latents: [], values: [], n_left_out}
     POST upload/VIEW -> {id};  upload/VIEW/ID and upload-codes/VIEW/ID as image and codes
-    POST predict/VIEW -> {before, after, flipped}
-    flips/VIEW/CLASS ? k -> {ks, images: [{image, ..., first_k, to}], why: sentence if there is no classifier | null}
+    POST predict/VIEW {image: row} or {upload: id}, and edits: [{latent, value, tokens: null | [token]}],
+             error: "kept" | "dropped" -> {before, after: as `prediction`, flipped}
+    flips/VIEW/CLASS ? k -> {ks, images: [EXAMPLE without rank, activation, token and token_activation, and predicted,
+             first_k: number | null, to: name | null]}                            those that flip first come first
 """
