@@ -186,6 +186,31 @@ def test_few_row_groups_are_read_for_few_pictures(
     assert all(found[image] == expected[image] for image in found)
 
 
+def test_an_interrupted_index_keeps_the_thumbnails_it_has(
+    folder: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "_IMAGES_PER_PART", 3)
+    seen: list[str] = []
+    plain = index.inspect
+
+    def stop(dataset: ImageFolder, record: index.Record, side: int) -> object:
+        seen.append(record.source)
+        if len(seen) == 8:
+            raise KeyboardInterrupt
+        return plain(dataset, record, side)
+
+    monkeypatch.setattr(index, "inspect", stop)
+    with pytest.raises(KeyboardInterrupt):
+        indexed(store, config(folder))
+    done = sorted((store.root / "index").glob("*/parts/part-*"))
+    assert 0 < len(done) < 4
+    before = len(seen)
+    found = indexed(store, config(folder))
+    assert len(seen) - before == 10 - 3 * len(done)
+    expected = indexed(Store(tmp_path / "other"), config(folder))
+    assert found.manifest.outputs == expected.manifest.outputs
+
+
 def test_an_index_that_an_earlier_version_began_gets_thumbnails_of_all(
     folder: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
