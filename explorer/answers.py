@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 import traceback
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from patchsae.explorer import sources
 from patchsae.explorer.content import dump
 from patchsae.explorer.errors import Absent
 from patchsae.explorer.library import Library
 from patchsae.explorer.resources import routes
 from patchsae.storage.errors import Damaged, UserError
 
+_SECONDS_BEFORE_MORE = 0.5
 _LOG = logging.getLogger("patchsae.explorer")
 
 
@@ -26,8 +29,12 @@ class Answers:
         self._library = library
 
     def warm_up(self) -> None:
-        """Looks into the store, so that the first request need not."""
+        """Looks into the store, so that the first request need not, and loads what the first latent's page needs."""
         self._library.snapshot()
+        # The first page's data come first: loading modules would keep its thread waiting.
+        time.sleep(_SECONDS_BEFORE_MORE)
+        for view in self._library.views()[:1]:
+            sources.framing(self._library, view)
 
     def close(self) -> None:
         """Ends what still runs."""
