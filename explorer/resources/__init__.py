@@ -77,5 +77,6 @@ Those of own images and pictures:
     POST predict/VIEW {image: row} or {upload: id}, and edits: [{latent, value, tokens: null | [token]}],
              error: "kept" | "dropped" -> {before, after: as `prediction`, flipped}
     flips/VIEW/CLASS ? k -> {ks, images: [EXAMPLE without rank, activation, token and token_activation, and predicted,
-             first_k: number | null, to: name | null]}                            those that flip first come first
+             first_k: number | null, to: name | null], why: sentence if there is no classifier | null}
+        Those that flip first come first.
 """

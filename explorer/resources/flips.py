@@ -29,8 +29,8 @@ def flips(library: Library, arguments: Mapping[str, str]) -> dict[str, Any]:
 
     The latents of the class are those of masking, mode `off`: with the most tokens above tau in it, set to 0 on all
     tokens. As in the view's masking, what the SAE leaves of the activations is dropped, unless it is kept there. The
-    prediction that changes is that with all latents on. Those that flip first come first. Raises UserError for other ks
-    than whole numbers, and as `predict` does.
+    prediction that changes is that with all latents on. Those that flip first come first. Without a classifier there are
+    none, and `why` says so. Raises UserError for other ks than whole numbers, and as `predict` does.
     """
     import torch
 
