@@ -38,6 +38,8 @@ const ROUTES = [
   ["v/VIEW/class/CLASS", classPage],
 ];
 
+const SLOW = "Still loading. The first image of a view takes longer, since its model is loaded.";
+
 const page = document.getElementById("page");
 const top = header(document.getElementById("header"), () => {
   forgetColours();
@@ -85,6 +87,9 @@ async function open(again) {
   if (!sameKind) {
     fill(page, waiting());
     scrollTo(0, 0);
+    setTimeout(() => {
+      if (mine === turn && document.body.dataset.state === "loading") fill(page, waiting(SLOW));
+    }, 2000);
   }
   try {
     const found = match(path);
