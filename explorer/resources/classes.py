@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from patchsae.explorer.library import Library
-from patchsae.explorer.resources.latent import class_sizes, examples
+from patchsae.explorer.resources.latent import class_sizes, examples, of_split
 from patchsae.explorer.resources.latents import class_id
 from patchsae.explorer.resources.masking import curves_of
 from patchsae.explorer.view import View
@@ -61,6 +61,5 @@ def _latents(library: Library, view: View, label: int, n_images: int | None) -> 
 def _images(library: Library, view: View, label: int) -> list[dict[str, Any]]:
     if view.images is None:
         return []
-    of_split = (pl.col("label") == label) & (pl.col("split") == view.config["split"])
-    rows = library.images(view).filter(of_split).head(_IMAGES).select("image", "label")
+    rows = of_split(library, view).filter(pl.col("label") == label).head(_IMAGES)
     return examples(library, view, rows)

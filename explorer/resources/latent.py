@@ -113,12 +113,19 @@ def _classes(library: Library, view: View, number: int) -> tuple[list[dict[str, 
 
 
 def class_sizes(library: Library, view: View) -> np.ndarray:
-    """The number of images of each class that the statistics may have counted: those of the split."""
+    """The number of images of each class in the split; an image of several classes counts in each."""
     if view.images is None:
         return np.zeros(0, np.int64)
-    images = library.images(view).filter(pl.col("split") == view.config["split"])
-    n_classes = view.n_classes or 0
-    return np.bincount(images["label"].to_numpy(), minlength=n_classes)
+    return np.bincount(of_split(library, view)["label"].to_numpy(), minlength=view.n_classes or 0)
+
+
+def of_split(library: Library, view: View) -> pl.DataFrame:
+    """The columns `image` and `label` of the split that the statistics count, a row for each class of an image."""
+    images = library.images(view).filter(pl.col("split") == view.config["split"]).select("image", "label")
+    if view.images is None or not view.images.table_files("image_labels"):
+        return images
+    labels = library.table(view.images, "image_labels", ("image", "label"))
+    return images.select("image").join(labels, on="image", maintain_order="left_right")
 
 
 def _alive(table: pl.DataFrame, number: int) -> tuple[int | None, int | None]:

@@ -17,7 +17,7 @@ from patchsae.pipeline.evaluations.statistics.tables import (
     TableSettings,
     latents_schema,
 )
-from patchsae.pipeline.images.tables import CLASSES, IMAGES
+from patchsae.pipeline.images.tables import CLASSES, IMAGE_LABELS, IMAGES
 from patchsae.storage.artifacts import Artifact, Builder
 from patchsae.storage.keys import artifact_key
 from patchsae.storage.records import ExperimentRecord, RecordedNode
@@ -134,3 +134,20 @@ def test_a_view_without_a_record_is_named_by_its_keys(library: Library) -> None:
 def test_of_two_equal_indexes_the_newest_is_shown(library: Library) -> None:
     newest = library.snapshot().committed("index")[-1]
     assert all(view.images == newest for view in library.views())
+
+
+def test_an_image_of_two_classes_is_shown_with_both(store: Store) -> None:
+    tables = [
+        (IMAGES, 3, {"image": range(3), "split": ["train", "train", "test"], "label": [0, 1, 0]}),
+        (CLASSES, 2, {"class": range(2), "class_name": ["a", "b"]}),
+        (IMAGE_LABELS, 4, {"image": [0, 0, 1, 2], "label": [0, 1, 1, 0]}),
+    ]
+    index = commit(store, "index", {"seed": 3}, {}, tables)
+    view = statistics(store, commit(store, "train", {"k": 3}, {}), index, "train", 0.1).key[:16]
+    found = {label: routes.answer(Library(store), f"class/{view}/{label}") for label in (0, 1)}
+    assert {label: [one["image"] for one in of["images"]] for label, of in found.items()} == {
+        0: [0],
+        1: [0, 1],
+    }
+    assert [found[label]["n_images"] for label in (0, 1)] == [1, 2]
+    assert found[1]["images"][0]["class_name"] == "b"
