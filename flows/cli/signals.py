@@ -8,6 +8,10 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+import click
+
+from patchsae.storage.errors import UserError
+
 _STOPPING = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -30,23 +34,31 @@ def stopped_by_signals() -> Iterator[None]:
 
     Later ones are dropped, since they come in pairs (a terminal that closes sends SIGHUP twice, a service
     manager SIGTERM and SIGHUP) and must not interrupt the cleaning up. A signal that was ignored stays
-    ignored, as `nohup` wants it. A second Ctrl-C is not dropped.
+    ignored, as `nohup` wants it. A second Ctrl-C is not dropped. An import that is interrupted may swallow the
+    interrupt and leave a package half loaded: an unexpected error after the signal is taken for its consequence, and
+    raised as `Stopped` too.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    is_stopping = False
+    stopped: Stopped | None = None
 
     def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal is_stopping
-        if not is_stopping:
-            is_stopping = True
-            raise Stopped(number)
+        nonlocal stopped
+        if stopped is None:
+            stopped = Stopped(number)
+            raise stopped
 
     taken = [number for number in _STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in taken}
     try:
         yield
+    except (UserError, click.exceptions.Exit):
+        raise
+    except Exception as error:
+        if stopped is not None:
+            raise stopped from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
 import time
 
+import pytest
+
+from patchsae.flows.cli.signals import Stopped, exit_status, stopped_by_signals
 from tests.support.prefect_server import ROOT
 
 # A wait that ends by itself, so that the test does not hang where Ctrl-C does not reach it.
@@ -32,3 +36,18 @@ def test_ctrl_c_wakes_a_run_that_waits_for_another_thread() -> None:
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60)[0] == "woken\n"
+
+
+def test_an_error_after_a_signal_is_its_consequence() -> None:
+    """An import that swallows an interrupt leaves a package half loaded, which fails in its own way."""
+    with pytest.raises(Stopped) as found, stopped_by_signals():
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        raise RecursionError("the package is half loaded")
+    assert exit_status(found.value) == 143
+    assert isinstance(found.value.__cause__, RecursionError)
+
+
+def test_an_error_without_a_signal_stays_itself() -> None:
+    with pytest.raises(RecursionError), stopped_by_signals():
+        raise RecursionError("a real one")
