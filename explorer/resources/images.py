@@ -91,7 +91,12 @@ def row_activations(library: Library, view: View, row: int) -> Tensor:
     from patchsae.explorer import models
     from patchsae.pipeline.results.encoding import cached_activations
 
-    return cached_activations(models.activations(view), row)
+    activations = models.activations(view)
+    if library.mode != "report":
+        return cached_activations(activations, row)
+    # The maps of a report ask for the same images again and again, latent by latent.
+    key = ("activations", view.statistics.manifest.inputs["activations"], row)
+    return library.cache.get(key, lambda: cached_activations(activations, row), lambda x: x.numel() * 4)
 
 
 def upload_activations(library: Library, view: View, name: str) -> Tensor:
