@@ -19,6 +19,7 @@ from patchsae.explorer.resources import routes
 from patchsae.storage.errors import Damaged, UserError
 
 _SECONDS_BEFORE_MORE = 0.5
+_SECONDS_OF_QUIET = 1.0
 _LOG = logging.getLogger("patchsae.explorer")
 
 
@@ -27,14 +28,21 @@ class Answers:
 
     def __init__(self, library: Library) -> None:
         self._library = library
+        self._asked_at = time.monotonic()
 
     def warm_up(self) -> None:
-        """Looks into the store, so that the first request need not, and loads what the first latent's page needs."""
+        """Looks into the store, so that the first request need not, and loads what the first latent's page needs.
+
+        That is torch too, which takes seconds to import. It waits until nobody asks for anything.
+        """
         self._library.snapshot()
         # The first page's data come first: loading modules would keep its thread waiting.
         time.sleep(_SECONDS_BEFORE_MORE)
         for view in self._library.views()[:1]:
             sources.framing(self._library, view)
+            while time.monotonic() - self._asked_at < _SECONDS_OF_QUIET:
+                time.sleep(_SECONDS_OF_QUIET / 5)
+            from patchsae.explorer import models  # noqa: F401
 
     def close(self) -> None:
         """Ends what still runs."""
@@ -49,6 +57,7 @@ class Answers:
         return self._respond(request, routes.FILES, body)
 
     def _respond(self, request: Request, among: tuple[routes.Resource, ...], body: bytes | None) -> Response:
+        self._asked_at = time.monotonic()
         try:
             return self._answer(request, among, body)
         except Absent as error:

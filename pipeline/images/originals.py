@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -21,6 +21,10 @@ class NoOriginal(UserError):
     def __init__(self, sentence: str, what: Literal["gone", "changed"]) -> None:
         super().__init__(sentence)
         self.what: Literal["gone", "changed"] = what
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker process of the extraction raises it too; by default it would be made of the sentence alone.
+        return NoOriginal, (str(self), self.what), self.__dict__
 
 
 def original(dataset: Dataset, record: Record, digest: str) -> Image.Image:

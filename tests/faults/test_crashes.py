@@ -15,7 +15,7 @@ def test_some_crashes(world: World) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("action", "every"), [("run", 7), ("rerun", 20), ("gc", 20), ("discard", 3)])
+@pytest.mark.parametrize(("action", "every"), [("run", 17), ("rerun", 40), ("gc", 20), ("discard", 3)])
 def test_crashes(world: World, action: Action, every: int) -> None:
     tally = crashes(world, action, every)
     assert tally.tries > 3 and tally.faults == []

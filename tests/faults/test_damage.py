@@ -25,7 +25,7 @@ def test_damage_after_commit(world: World) -> None:
 @pytest.mark.slow
 def test_damage_before_commit(world: World) -> None:
     partial: list[Store] = []
-    tally = crashes(world, "run", every=13, keep=partial)
+    tally = crashes(world, "run", every=29, keep=partial)
     assert tally.tries > 9 and tally.faults == []
-    tally = before_commit(world, partial, every=11)
+    tally = before_commit(world, partial, every=17)
     assert tally.tries > 9 and tally.faults == []

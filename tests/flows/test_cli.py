@@ -93,7 +93,7 @@ def test_plan_says_what_changed(small: Path, full_store: Store) -> None:
     assert "cached" in lines["extract/digits-tiny"]
     assert "to run" in lines["train/relu"] and "lr: 0.0004 -> 0.001" in lines["train/relu"]
     assert "input sae changed" in lines["statistics/statistics"]
-    assert f"{len(ADDRESSES)} stages: {len(ADDRESSES) - 7} cached, 7 to run" in result.stdout
+    assert f"{len(ADDRESSES)} stages: {len(ADDRESSES) - 8} cached, 8 to run" in result.stdout
 
 
 def test_plan_of_a_damaged_artifact_names_the_file(small: Path, full_store: Store) -> None:
