@@ -8,7 +8,7 @@ import { onPage } from "../keys.js";
 import { choice, select } from "../parts/controls.js";
 import { maskingPlots } from "../parts/masking.js";
 import { preview } from "../parts/preview.js";
-import { note, panel, show } from "../parts/states.js";
+import { note, pageHead, panel, show } from "../parts/states.js";
 import { get, isReport } from "../source.js";
 import { classesOf } from "../state.js";
 
@@ -238,20 +238,9 @@ export async function classPage({ class: label }, query, view) {
     element: h(
       "div",
       { class: "stack" },
-      h(
-        "div",
-        { class: "head" },
-        h(
-          "div",
-          null,
-          h("h1", null, answer.name),
-          h(
-            "p",
-            { class: "lead" },
-            `class ${answer.class}, ${count(answer.n_images, "image")} in ${view.label}`,
-          ),
-        ),
-        h("span", { class: "gap" }),
+      pageHead(
+        answer.name,
+        `class ${answer.class}, ${count(answer.n_images, "image")} in ${view.label}`,
         arrow(-1, "←", "Previous class"),
         arrow(1, "→", "Next class"),
       ),

@@ -4,7 +4,7 @@ import { change, makeAddress } from "../address.js";
 import { fill, h } from "../dom.js";
 import { count, whole } from "../format.js";
 import { table } from "../parts/controls.js";
-import { empty, note } from "../parts/states.js";
+import { empty, note, pageHead } from "../parts/states.js";
 import { classesOf } from "../state.js";
 
 const MOST = 500;
@@ -58,18 +58,7 @@ export async function classesPage(_, query, view) {
     element: h(
       "div",
       { class: "stack" },
-      h(
-        "div",
-        { class: "head" },
-        h(
-          "div",
-          null,
-          h("h1", null, "Classes"),
-          h("p", { class: "lead" }, `${count(classes.length, "class", "classes")} of ${view.dataset}`),
-        ),
-        h("span", { class: "gap" }),
-        box,
-      ),
+      pageHead("Classes", `${count(classes.length, "class", "classes")} of ${view.dataset}`, box),
       body,
     ),
     update: (next) => draw(next.find),

@@ -4,7 +4,7 @@ import { change, makeAddress } from "../address.js";
 import { fill, h } from "../dom.js";
 import { count, words } from "../format.js";
 import { table } from "../parts/controls.js";
-import { empty } from "../parts/states.js";
+import { empty, pageHead } from "../parts/states.js";
 import { home } from "../state.js";
 
 export async function comparisonsPage(_, query) {
@@ -55,18 +55,7 @@ export async function comparisonsPage(_, query) {
     element: h(
       "div",
       { class: "stack" },
-      h(
-        "div",
-        { class: "head" },
-        h(
-          "div",
-          null,
-          h("h1", null, "Compare"),
-          h("p", { class: "lead" }, count(comparisons.length, words("comparison"))),
-        ),
-        h("span", { class: "gap" }),
-        box,
-      ),
+      pageHead("Compare", count(comparisons.length, words("comparison")), box),
       body,
     ),
     update: (next) => draw(next.find),

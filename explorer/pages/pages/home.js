@@ -4,7 +4,7 @@ import { change, makeAddress } from "../address.js";
 import { fill, h } from "../dom.js";
 import { count, moment, number, whole } from "../format.js";
 import { choice, select, table } from "../parts/controls.js";
-import { empty, note, panel, prose } from "../parts/states.js";
+import { empty, note, pageHead, panel, prose } from "../parts/states.js";
 import { trainingCurves } from "../parts/training.js";
 import { home } from "../state.js";
 import { isReport } from "../source.js";
@@ -104,27 +104,18 @@ function partsOf(store) {
       draw: (query) => {
         const experiment = chosen(query);
         return [
-          h(
-            "div",
-            { class: "head" },
-            h(
-              "div",
-              null,
-              h("h1", null, experiment ? experiment.name : "Explorer"),
-              h(
-                "p",
-                { class: "lead" },
-                experiment
-                  ? `${count(of(query, store.views).length, "view")} of ` +
-                      `${count(of(query, store.saes).length, "SAE")}, ` +
-                      `${count(experiment.nodes.length, "artifact")}. `
-                  : "",
-                store.report
-                  ? `A report, written ${moment(store.report.made)}.`
-                  : h("span", { class: "mono small" }, store.store),
-              ),
-            ),
-            h("span", { class: "gap" }),
+          pageHead(
+            experiment ? experiment.name : "Explorer",
+            [
+              experiment
+                ? `${count(of(query, store.views).length, "view")} of ` +
+                  `${count(of(query, store.saes).length, "SAE")}, ` +
+                  `${count(experiment.nodes.length, "artifact")}. `
+                : "",
+              store.report
+                ? `A report, written ${moment(store.report.made)}.`
+                : h("span", { class: "mono small" }, store.store),
+            ],
             experiment ? experimentChoice(store, experiment) : null,
           ),
           (store.problems || []).map((sentence) =>

@@ -12,7 +12,7 @@ import { choice, pairs } from "../parts/controls.js";
 import { chip } from "../parts/filters.js";
 import { picture } from "../parts/picture.js";
 import { predictionPanel, parseEdits, writeEdits } from "../parts/prediction.js";
-import { note, panel, wrong } from "../parts/states.js";
+import { note, pageHead, panel, wrong } from "../parts/states.js";
 import { uploader } from "../parts/upload.js";
 import { get, pictureOf, truthOf, uploadOf } from "../source.js";
 import { conceptList } from "../parts/concepts.js";
@@ -220,20 +220,9 @@ export async function imagePage({ image: row, upload: id }, firstQuery, view) {
     element: h(
       "div",
       { class: "stack" },
-      h(
-        "div",
-        { class: "head" },
-        h(
-          "div",
-          null,
-          h("h1", null, name),
-          h(
-            "p",
-            { class: "lead" },
-            [classes || image.class_name, image.split, image.source].filter(Boolean).join(" · "),
-          ),
-        ),
-        h("span", { class: "gap" }),
+      pageHead(
+        name,
+        [classes || image.class_name, image.split, image.source].filter(Boolean).join(" · "),
         own || image.image === 0 ? null : step(image.image - 1, "←", "Previous image"),
         own ? null : step(image.image + 1, "→", "Next image"),
       ),

@@ -5,7 +5,7 @@ import { fill, h } from "../dom.js";
 import { tile } from "../draw/tile.js";
 import { count, whole } from "../format.js";
 import { select } from "../parts/controls.js";
-import { empty, note, panel, show } from "../parts/states.js";
+import { empty, note, pageHead, panel, show } from "../parts/states.js";
 import { uploader } from "../parts/upload.js";
 import { get } from "../source.js";
 import { classesOf } from "../state.js";
@@ -48,11 +48,9 @@ export async function imagesPage(_, query, view) {
   const element = h(
     "div",
     { class: "stack" },
-    h(
-      "div",
-      { class: "head" },
-      h("div", null, h("h1", null, "Images"), h("p", { class: "lead" }, view.label)),
-      h("span", { class: "gap" }),
+    pageHead(
+      "Images",
+      view.label,
       h(
         "form",
         {

@@ -5,7 +5,7 @@ import { fill, h, say } from "../dom.js";
 import { count, number, whole } from "../format.js";
 import { onPage } from "../keys.js";
 import { select, table } from "../parts/controls.js";
-import { empty, note, panel, prose, waiting, wrong } from "../parts/states.js";
+import { empty, note, pageHead, panel, prose, waiting, wrong } from "../parts/states.js";
 import { downloadOf, get, isReport } from "../source.js";
 import { homeNow } from "../state.js";
 
@@ -210,21 +210,11 @@ export async function tablesPage(_, firstQuery) {
     element: h(
       "div",
       { class: "stack" },
-      h(
-        "div",
-        { class: "head" },
-        h(
-          "div",
-          null,
-          h("h1", null, "Tables"),
-          h(
-            "p",
-            { class: "lead" },
-            prose(
-              "SQL over every table of the store. Columns such as `sae`, `dataset` and `backbone` " +
-                "are added to each.",
-            ),
-          ),
+      pageHead(
+        "Tables",
+        prose(
+          "SQL over every table of the store. Columns such as `sae`, `dataset` and `backbone` " +
+            "are added to each.",
         ),
       ),
       h(

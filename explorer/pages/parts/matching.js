@@ -7,7 +7,7 @@ import { choice, table } from "./controls.js";
 import { filters } from "./filters.js";
 import { latentPair } from "./pairs.js";
 import { plainCell, sheet } from "./sheet.js";
-import { note, panel } from "./states.js";
+import { note, pageHead, panel } from "./states.js";
 import { matchingRows } from "../rows.js";
 import { get } from "../source.js";
 import { viewOf } from "../state.js";
@@ -156,15 +156,9 @@ export async function matchingPage(key, firstQuery) {
     element: h(
       "div",
       { class: "stack" },
-      h(
-        "div",
-        { class: "head" },
-        h(
-          "div",
-          null,
-          h("h1", null, link(answer.first), " and ", link(answer.second)),
-          h("p", { class: "lead" }, `${words(answer.name)}: which latent of one SAE is which of the other`),
-        ),
+      pageHead(
+        [link(answer.first), " and ", link(answer.second)],
+        `${words(answer.name)}: which latent of one SAE is which of the other`,
       ),
       answer.summary.length ? panel("How alike they are", null, summaryTable(answer.summary)) : null,
       h(

@@ -7,7 +7,7 @@ import { count, number, percent, whole } from "../format.js";
 import { onPage } from "../keys.js";
 import { choice, facts, select, table } from "./controls.js";
 import { latentPair } from "./pairs.js";
-import { note, panel, show } from "./states.js";
+import { note, pageHead, panel, show } from "./states.js";
 import { get } from "../source.js";
 import { viewOf } from "../state.js";
 import { GROUPS, plotOf, predictionsPanel } from "./before_after.js";
@@ -188,22 +188,11 @@ export async function remappingPage(key, query) {
     element: h(
       "div",
       { class: "stack" },
-      h(
-        "div",
-        { class: "head" },
-        h(
-          "div",
-          null,
-          h("h1", null, link(answer.first, "before"), " → ", link(answer.second, "after")),
-          h(
-            "p",
-            { class: "lead" },
-            [answer.first ? `${answer.first.sae} on ${answer.first.dataset}` : "", answer.name]
-              .filter(Boolean)
-              .join(" · "),
-          ),
-        ),
-        h("span", { class: "gap" }),
+      pageHead(
+        [link(answer.first, "before"), " → ", link(answer.second, "after")],
+        [answer.first ? `${answer.first.sae} on ${answer.first.dataset}` : "", answer.name]
+          .filter(Boolean)
+          .join(" · "),
         picker,
       ),
       summaryFacts(answer),

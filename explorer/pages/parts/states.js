@@ -47,3 +47,14 @@ export function panel(title, attributes, ...children) {
   const heading = typeof title === "string" ? h("h2", null, title) : title;
   return h("section", { class: "panel", ...attributes }, heading, children);
 }
+
+// The head of a page: its title, a line about it, and what can be chosen there at the right.
+export function pageHead(title, lead, ...actions) {
+  return h(
+    "div",
+    { class: "head" },
+    h("div", null, h("h1", null, title), h("p", { class: "lead" }, lead)),
+    actions.length ? h("span", { class: "gap" }) : null,
+    actions,
+  );
+}
