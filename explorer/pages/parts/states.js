@@ -54,7 +54,7 @@ export function pageHead(title, lead, ...actions) {
     "div",
     { class: "head" },
     h("div", null, h("h1", null, title), h("p", { class: "lead" }, lead)),
-    actions.length ? h("span", { class: "gap" }) : null,
-    actions,
+    h("span", { class: "gap" }),
+    h("div", { class: "row" }, actions),
   );
 }
