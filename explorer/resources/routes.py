@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from patchsae.explorer import pictures, truth, uploads
+from patchsae.explorer import pictures, truth
 from patchsae.explorer.errors import Absent
 from patchsae.explorer.library import Library
 from patchsae.explorer.resources import (
@@ -42,7 +42,6 @@ class Resource:
     function: Callable[..., Any]
     live: bool = False
     posts: bool = False
-    max_body: int = 1_000_000
 
     def match(self, path: str) -> dict[str, str] | None:
         """The parts of `path` by their names, if it is a path of this resource."""
@@ -70,7 +69,7 @@ RESOURCES: tuple[Resource, ...] = (
     Resource("maps/{view}/{latent}", maps.maps),
     Resource("image/{view}/{row}", images.image),
     Resource("codes/{view}/{row}", images.codes),
-    Resource("upload/{view}", images.upload, posts=True, max_body=uploads.MAX_BYTES),
+    Resource("upload/{view}", images.upload, posts=True),
     Resource("upload/{view}/{upload}", images.uploaded, live=True),
     Resource("upload-codes/{view}/{upload}", images.upload_codes, live=True),
     Resource("predict/{view}", predict.predict, posts=True),

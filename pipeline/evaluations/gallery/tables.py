@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from patchsae.pipeline.evaluations.statistics.counts import BINS_PER_OCTAVE, FIRST_OCTAVE, N_BINS
+from patchsae.pipeline.evaluations.statistics.tables import LATENT_ON_IMAGE
 from patchsae.storage.tables import Column, TableSchema
 
 _ROWS_PER_GROUP = 1 << 14
@@ -44,15 +45,7 @@ LATENT_EXAMPLES = TableSchema(
         Column(
             "rank", pa.int32(), "Rank of the example among those of its band, 1 for the largest `activation`."
         ),
-        Column("image", pa.int64(), "Row number of the image in the table `images` and in the activations."),
-        Column("activation", pa.float32(), "Token mean a_i of the latent on the image."),
-        Column(
-            "token",
-            pa.int32(),
-            "Position of the first token with the largest f_it, counted from 0, prefix tokens included.",
-        ),
-        Column("label", pa.int32(), "Class id of the image."),
-        Column("token_activation", pa.float32(), "f_it at `token`, which is the largest on the image."),
+        *LATENT_ON_IMAGE,
     ),
     _ROWS_PER_GROUP,
 )

@@ -124,6 +124,19 @@ _LATENTS = (
     Column("decoder_norm", pa.float64(), "Euclidean norm of the latent's row of W_dec."),
 )
 
+LATENT_ON_IMAGE = (
+    Column("image", pa.int64(), "Row number of the image in the table `images` and in the activations."),
+    Column("activation", pa.float32(), "Token mean a_i of the latent on the image."),
+    Column(
+        "token",
+        pa.int32(),
+        "Position of the first token with the largest f_it, counted from 0, prefix tokens included.",
+    ),
+    Column("label", pa.int32(), "Class id of the image."),
+    Column("token_activation", pa.float32(), "f_it at `token`, which is the largest on the image."),
+)
+"""Columns of a table with a row per latent and image: where and how strongly the latent fires on it."""
+
 LATENT_IMAGES = TableSchema(
     "latent_images",
     "The top images of each latent: the k_images images with the largest token mean. A latent that fewer "
@@ -135,15 +148,7 @@ LATENT_IMAGES = TableSchema(
             pa.int32(),
             "Rank of the image by `activation`, 1 for the largest; of ties the lower image id comes first.",
         ),
-        Column("image", pa.int64(), "Row number of the image in the table `images` and in the activations."),
-        Column("activation", pa.float32(), "Token mean a_i of the latent on the image."),
-        Column(
-            "token",
-            pa.int32(),
-            "Position of the first token with the largest f_it, counted from 0, prefix tokens included.",
-        ),
-        Column("label", pa.int32(), "Class id of the image."),
-        Column("token_activation", pa.float32(), "f_it at `token`, which is the largest on the image."),
+        *LATENT_ON_IMAGE,
     ),
 )
 
