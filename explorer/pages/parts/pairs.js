@@ -2,9 +2,8 @@
 
 import { makeAddress } from "../address.js";
 import { fill, h } from "../dom.js";
-import { tile } from "../draw/tile.js";
-import { number } from "../format.js";
-import { get, isReport } from "../source.js";
+import { get } from "../source.js";
+import { fewTiles } from "./few.js";
 import { note, wrong } from "./states.js";
 
 const N = 5;
@@ -17,28 +16,10 @@ async function tilesOf(place, view, latent) {
       fill(place, note("No image fires it."));
       return;
     }
-    const tiles = examples.map((example) =>
-      tile(view, example, {
-        href: makeAddress(["v", view.key, "image", example.image], { latents: latent }),
-        detail: number(example.activation, 2),
-        size: 96,
-      }),
-    );
-    fill(
-      place,
-      h(
-        "div",
-        { class: "tiles few" },
-        tiles.map((one) => one.element),
-      ),
-    );
-    const maps = await get(
-      `maps/${view.key}/${latent}`,
-      isReport() ? null : { images: examples.map((one) => one.image).join(",") },
-    );
-    examples.forEach((example, i) =>
-      tiles[i].set({ values: maps.maps[example.image] || null, max: maps.max, mode: "heat" }),
-    );
+    const few = fewTiles(view, latent, examples, 2);
+    fill(place, few.element);
+    const maps = await few.maps();
+    few.draw(maps);
   } catch (error) {
     fill(place, error.status === 404 ? note(error.message) : wrong(error));
   }

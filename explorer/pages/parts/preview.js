@@ -2,9 +2,8 @@
 
 import { makeAddress } from "../address.js";
 import { fill, h } from "../dom.js";
-import { tile } from "../draw/tile.js";
-import { number } from "../format.js";
-import { get, isReport } from "../source.js";
+import { get } from "../source.js";
+import { fewTiles } from "./few.js";
 import { note, panel, wrong } from "./states.js";
 
 const N = 8;
@@ -32,29 +31,10 @@ export function preview(view) {
         fill(body, note("It fires on no image."));
         return;
       }
-      const tiles = examples.map((example) =>
-        tile(view, example, {
-          href: makeAddress(["v", view.key, "image", example.image], { latents: latent }),
-          detail: number(example.activation, 3),
-          size: 96,
-        }),
-      );
-      fill(
-        body,
-        h(
-          "div",
-          { class: "tiles few" },
-          tiles.map((one) => one.element),
-        ),
-      );
-      const maps = await get(
-        `maps/${view.key}/${latent}`,
-        isReport() ? null : { images: examples.map((example) => example.image).join(",") },
-      );
-      if (now !== latent) return;
-      examples.forEach((example, i) =>
-        tiles[i].set({ values: maps.maps[example.image] || null, max: maps.max, mode: "heat" }),
-      );
+      const few = fewTiles(view, latent, examples, 3);
+      fill(body, few.element);
+      const maps = await few.maps();
+      if (now === latent) few.draw(maps);
     } catch (error) {
       if (now === latent && error.status !== 404) fill(body, wrong(error));
     }
